@@ -1,0 +1,1 @@
+"""Encode real photos into DDIM latents, decode them back, and morph between them."""

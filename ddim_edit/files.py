@@ -1,0 +1,53 @@
+"""Writing files so that a crash, a full disk or Ctrl-C never leaves half of one: temporary name, then rename."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ddim_edit.errors import OutputError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well, delete it otherwise.
+
+    The temporary name keeps the suffix, because image and video writers choose the format by it.
+
+    Raises:
+        OutputError: the folder cannot be written to, or the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file (UTF-8), whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def prepare_output(*paths: Path, overwrite: bool) -> None:
+    """Check before the long work starts that these files may be written, and make their folders.
+
+    Raises:
+        OutputError: a file exists and `overwrite` is false, or its folder cannot be made or written to.
+    """
+    for path in paths:
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} exists; choose another --output or pass --overwrite")
+    for folder in {path.parent for path in paths}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f".ddim-edit-probe.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise OutputError(f"cannot write into {folder}: {error.strerror}; choose another --output") from error
