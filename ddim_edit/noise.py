@@ -1,0 +1,73 @@
+"""Seeded Gaussian noise: the only source of randomness in the package.
+
+Every image has its own seed and every use its own stream, keyed by (seed, stream, step), so a picture does not
+depend on the batch, the device or the number of steps it was made with, and x_T never shares numbers with the
+noise of the steps (with a shared stream, samples at eta > 0 blow up). Numbers are drawn on the CPU in float32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddim_edit.errors import ConfigError
+
+Stream = Literal["latent", "step"]
+_STREAMS: dict[Stream, int] = {"latent": 0, "step": 1}
+
+
+def gaussian(seeds: Sequence[int], shape: tuple[int, ...], stream: Stream = "latent", step: int = 0) -> Tensor:
+    """Standard normal noise, one independent stream per image.
+
+    Args:
+        seeds: one non-negative seed per image.
+        shape: of one image, (C, h, w).
+        stream: what the noise is for; streams of one seed are independent.
+        step: index within the stream.
+
+    Returns:
+        (B, C, h, w) float32 on the CPU.
+
+    Raises:
+        ConfigError: a negative seed.
+    """
+    if any(seed < 0 for seed in seeds):
+        raise ConfigError(f"seed {min(seeds)} is negative; choose seeds of 0 or more")
+    return torch.stack([_draw(seed, shape, _STREAMS[stream], step) for seed in seeds])
+
+
+def _draw(seed: int, shape: tuple[int, ...], stream: int, step: int) -> Tensor:
+    key = np.random.SeedSequence((seed, stream, step)).generate_state(2, np.uint64)
+    # 63 bits: torch takes a signed 64-bit seed.
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int(key[0] >> np.uint64(1))))
+
+
+@dataclass(frozen=True)
+class SeededNoise:
+    """The step noise of a run at eta > 0, drawn from one seed per image when a step asks for it."""
+
+    seeds: tuple[int, ...]
+
+    def __call__(self, step: int, like: Tensor) -> Tensor:
+        """Noise (B, C, h, w) for the step that leaves grid level `step`, on the device and in the dtype of `like`."""
+        return gaussian(self.seeds, tuple(like.shape[1:]), "step", step).to(like)
+
+
+@dataclass(frozen=True)
+class GivenNoise:
+    """Step noise given outright: `values[k]` (B, C, h, w) serves the step that leaves grid level k + 1."""
+
+    values: Tensor
+
+    def __call__(self, step: int, like: Tensor) -> Tensor:
+        """The noise of that step.
+
+        Raises:
+            ConfigError: the tensor holds fewer steps than the run has.
+        """
+        if not 1 <= step <= len(self.values):
+            raise ConfigError(f"step {step} has no noise: {len(self.values)} were given; give one per step of the grid")
+        return self.values[step - 1].to(like)

@@ -1,0 +1,76 @@
+"""The protocol of a solver, and the state that it steps.
+
+A solver is a frozen dataclass whose fields are JSON values. It keeps nothing between steps: what a step needs
+to remember goes into the `State` that it returns, and no tensor that it is given is ever changed in place.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ddim_edit.denoiser import Denoiser, Prediction
+from ddim_edit.grid import Grid
+
+StepNoise = Callable[[int, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run is.
+
+    Args:
+        x: (B, C, h, w) float32 or float64, never half precision.
+        evaluations: (B,) int64, network forwards spent on each photo so far.
+        memory: what a multistep solver carries from step to step.
+        noise: where random solvers (eta > 0) take the noise of a step: (index of the interval, like) -> tensor.
+    """
+
+    x: Tensor
+    evaluations: Tensor
+    memory: tuple[Tensor, ...] = ()
+    noise: StepNoise | None = None
+
+    @classmethod
+    def start(cls, x: Tensor, noise: StepNoise | None = None) -> "State":
+        """The state at the beginning of a run."""
+        return cls(x, torch.zeros(len(x), dtype=torch.int64), noise=noise)
+
+    def moved(self, x: Tensor, cost: int, memory: tuple[Tensor, ...] = ()) -> "State":
+        """The state after a step that arrived at x and spent `cost` evaluations on every photo."""
+        return replace(self, x=x, evaluations=self.evaluations + cost, memory=memory)
+
+
+class Solver(ABC):
+    """Steps over one interval of a grid, in either direction. Interval i lies between grid[i - 1] and grid[i]."""
+
+    name: ClassVar[str]
+    order: ClassVar[int]
+
+    @property
+    @abstractmethod
+    def deterministic(self) -> bool:
+        """Whether the steps draw no noise; only then can a photo be encoded."""
+
+    @abstractmethod
+    def toward_clean(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
+        """From grid[i] to grid[i - 1]. Returns the new state and the prediction that the step was made with."""
+
+    @abstractmethod
+    def toward_noise(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
+        """From grid[i - 1] to grid[i], explicitly: the prediction is made at the level that is left.
+
+        At i = 1 that level is clean, which no network knows: the network is asked at grid[1] instead.
+        """
+
+    def resume(self, state: State) -> State:
+        """Go on from a state that a callback put in place of the solver's own: forget what no longer fits it."""
+        return replace(state, memory=())
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """JSON: the name and the fields, recorded with latents."""
+        return {"name": self.name, **asdict(self)}  # pyright: ignore[reportArgumentType]
