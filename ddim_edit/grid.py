@@ -78,6 +78,13 @@ class Grid(Sequence[Level]):
         return cls.from_timesteps(schedule, timesteps, text)
 
     @classmethod
+    def of(cls, schedule: NoiseSchedule, grid: "Grid | int | str") -> "Grid":
+        """A grid as it is, a number of steps in the model's own spacing, or a respacing text like `ddim50`."""
+        if isinstance(grid, Grid):
+            return grid
+        return cls.build(schedule, grid) if isinstance(grid, int) else cls.respaced(schedule, grid)
+
+    @classmethod
     def from_timesteps(cls, schedule: NoiseSchedule, timesteps: Sequence[float], spacing: str = "given") -> "Grid":
         """The grid of these timesteps (any order, real values allowed), with the schedule's clean end before them.
 
@@ -145,8 +152,9 @@ def _spread(schedule: NoiseSchedule, steps: int, spacing: str) -> Array:
             raise ConfigError("spacing 'logsnr' needs signal at every timestep; choose another for a zero-SNR schedule")
         even = np.linspace(schedule.log_snr[0], schedule.log_snr[-1], steps)
         return np.interp(-even, -schedule.log_snr, np.arange(T))
-    top = 0.8 * T if spacing == "quadratic" else T - 1
-    return np.floor(np.linspace(0, math.sqrt(top), steps) ** 2 + 1e-9)
+    if spacing == "quadratic":  # rounded down exactly as in the DDIM code: a square that just misses 32 is 31
+        return np.floor(np.linspace(0, math.sqrt(0.8 * T), steps) ** 2)
+    return np.floor(np.linspace(0, math.sqrt(T - 1), steps) ** 2 + 1e-9)
 
 
 def _constant_stride(T: int, count: int) -> list[int]:
@@ -173,6 +181,7 @@ def _sections(T: int, counts: list[int]) -> list[int]:
                 f"section {k + 1} of {len(counts)} asks for {count} of its {length} timesteps; choose 1 to {length}"
             )
         stride = (length - 1) / (count - 1) if count > 1 else 1.0
-        timesteps += [start + round(stride * i) for i in range(count)]
+        # A running sum as in improved-diffusion: stride * i rounds elsewhere for some counts (21 of 1000, say).
+        timesteps += [start + round(at) for at in itertools.accumulate([stride] * (count - 1), initial=0.0)]
         start += length
     return timesteps

@@ -40,7 +40,8 @@ def gaussian(seeds: Sequence[int], shape: tuple[int, ...], stream: Stream = "lat
 
 
 def _draw(seed: int, shape: tuple[int, ...], stream: int, step: int) -> Tensor:
-    key = np.random.SeedSequence((seed, stream, step)).generate_state(2, np.uint64)
+    # The seed comes last: it may fill several 32-bit words, and must not reach into those of stream and step.
+    key = np.random.SeedSequence((stream, step, seed)).generate_state(2, np.uint64)
     # 63 bits: torch takes a signed 64-bit seed.
     return torch.randn(shape, generator=torch.Generator().manual_seed(int(key[0] >> np.uint64(1))))
 

@@ -143,7 +143,7 @@ class NoiseSchedule:
         """
         known = np.isfinite(self.log_snr)
         snr, t = self.log_snr[known], np.flatnonzero(known)
-        if not snr[-1] <= log_snr <= snr[0]:
+        if not snr[-1] - 1e-9 <= log_snr <= snr[0] + 1e-9:  # the ends themselves may be off by a rounding
             raise ConfigError(f"log SNR {log_snr:g} is outside the schedule; choose it in [{snr[-1]:g}, {snr[0]:g}]")
         return self.level(float(np.interp(-log_snr, -snr, t)))
 

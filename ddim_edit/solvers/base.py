@@ -35,9 +35,13 @@ class State:
     noise: StepNoise | None = None
 
     @classmethod
-    def start(cls, x: Tensor, noise: StepNoise | None = None) -> "State":
-        """The state at the beginning of a run."""
-        return cls(x, torch.zeros(len(x), dtype=torch.int64), noise=noise)
+    def start(cls, x: Tensor, noise: StepNoise | None = None, memory: tuple[Tensor, ...] = ()) -> "State":
+        """The state at the beginning of a run.
+
+        Convolutions round differently for other memory layouts, so x is laid out plainly: the same numbers in any
+        layout give the same run, bit for bit.
+        """
+        return cls(x.contiguous(), torch.zeros(len(x), dtype=torch.int64), memory, noise)
 
     def moved(self, x: Tensor, cost: int, memory: tuple[Tensor, ...] = ()) -> "State":
         """The state after a step that arrived at x and spent `cost` evaluations on every photo."""

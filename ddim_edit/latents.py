@@ -1,0 +1,253 @@
+"""Latents: encoded photos, where they came from, and their file format.
+
+A file is `*.safetensors`: tensor `x` (B, C, h, w), what the solver or a trajectory adds, and one metadata key
+`ddim_edit` with canonical JSON. It records the `space` (what decode must agree with) and `how` the photos were
+encoded (what decode may change), and no times, durations or paths: the same encoding is the same file, byte for
+byte. Only tensors are ever read; nothing is unpickled.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, cast
+
+import torch
+from torch import Tensor
+
+from ddim_edit.errors import LatentsError
+from ddim_edit.files import atomic
+from ddim_edit.metrics import LatentHealth, Quality
+from ddim_edit.schedule import Level
+
+if TYPE_CHECKING:
+    from ddim_edit.models.base import Model
+
+FORMAT = 1
+KEY = "ddim_edit"
+
+
+class Header(TypedDict):
+    """The JSON record of a latents file."""
+
+    format: int
+    level: dict[str, float]
+    space: dict[str, object]
+    how: dict[str, object]
+    photos: list[dict[str, object]]
+    trajectory_t: list[float]
+
+
+@dataclass(frozen=True)
+class PhotoRecord:
+    """What is known of one encoded photo.
+
+    Args:
+        name: the stem of its file.
+        source: sha256 of the file and how it was fitted to the model's size; JSON values.
+        evaluations: network forwards that its encoding took.
+        health: statistics of its latent, where it is a whole one (x_T).
+        quality: what the self-check found by decoding it again.
+    """
+
+    name: str = ""
+    source: Mapping[str, object] = field(default_factory=dict[str, object])
+    evaluations: int = 0
+    health: LatentHealth | None = None
+    quality: Quality | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """JSON values; an infinite PSNR (an exact round trip) becomes null."""
+        record = asdict(self)
+        if self.quality and math.isinf(self.quality.psnr):
+            record["quality"]["psnr"] = None
+        return record
+
+    @classmethod
+    def from_json(cls, record: dict[str, object]) -> "PhotoRecord":
+        """The inverse of `to_json`; KeyError or TypeError where a field is missing or unknown."""
+        health = cast(dict[str, float] | None, record["health"])
+        quality = cast(dict[str, float | None] | None, record["quality"])
+        return cls(
+            str(record["name"]),
+            cast(Mapping[str, object], record["source"]),
+            cast(int, record["evaluations"]),
+            LatentHealth(**health) if health else None,
+            Quality(**{key: math.inf if value is None else value for key, value in quality.items()})
+            if quality
+            else None,
+        )
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Encoded photos.
+
+    Args:
+        x: (B, C, h, w), float32 or float64, on the CPU.
+        level: the noise level of x; the top of the grid unless the photos were encoded part of the way.
+        space: what must agree to decode (`Model.space`).
+        how: grid, solver, inverse and denoiser settings that made them; JSON values.
+        photos: one record per photo.
+        memory: the solver's own tensors, if it has any.
+        trajectory: (K, B, C, h, w), intermediate x_t if they were asked for, cleanest first, or None.
+        trajectory_t: the timesteps of the trajectory.
+    """
+
+    x: Tensor
+    level: Level
+    space: Mapping[str, object]
+    how: Mapping[str, object]
+    photos: tuple[PhotoRecord, ...] = ()
+    memory: tuple[Tensor, ...] = ()
+    trajectory: Tensor | None = None
+    trajectory_t: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.photos:
+            object.__setattr__(self, "photos", (PhotoRecord(),) * len(self.x))
+        if len(self.photos) != len(self.x):
+            raise LatentsError(f"{len(self.x)} latents, but {len(self.photos)} photo records; give one each")
+
+    def __len__(self) -> int:
+        """The number of photos."""
+        return len(self.x)
+
+    @property
+    def names(self) -> list[str]:
+        """One name per photo: the stem of its file, or its row."""
+        return [record.name or f"{row:05d}" for row, record in enumerate(self.photos)]
+
+    def select(self, rows: Sequence[int]) -> "Latents":
+        """The latents of these photos, in this order."""
+        index = list(rows)
+        return replace(
+            self,
+            x=self.x[index],
+            photos=tuple(self.photos[row] for row in index),
+            memory=tuple(value[index] for value in self.memory),
+            trajectory=None if self.trajectory is None else self.trajectory[:, index],
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence["Latents"]) -> "Latents":
+        """All photos of several latents of one space and one way of encoding, in order.
+
+        Raises:
+            LatentsError: they differ in space, level or in how they were encoded; the message names the fields.
+        """
+        first = parts[0]
+        for part in parts[1:]:
+            part.require_same(first.space, of="the other latents")
+            if part.level != first.level or part.how != first.how:
+                fields = ", ".join(_differences(dict(first.how), dict(part.how))) or "level"
+                raise LatentsError(f"latents were encoded differently ({fields}); encode the photos in one run")
+        with_trajectory = all(part.trajectory is not None for part in parts)
+        return replace(
+            first,
+            x=torch.cat([part.x for part in parts]),
+            photos=tuple(record for part in parts for record in part.photos),
+            memory=tuple(torch.cat(values) for values in zip(*(part.memory for part in parts), strict=True)),
+            trajectory=torch.cat([cast(Tensor, part.trajectory) for part in parts], 1) if with_trajectory else None,
+        )
+
+    def require_same(self, space: Mapping[str, object], of: str) -> None:
+        """Refuse to go on unless this is the space of the latents.
+
+        Raises:
+            LatentsError: fields differ; the message names each with both values.
+        """
+        if fields := _differences(dict(self.space), dict(space)):
+            values = "; ".join(
+                f"{key}: {_short(self.space.get(key))} here, {_short(space.get(key))} there" for key in fields
+            )
+            raise LatentsError(
+                f"these latents and {of} differ in {values}; use the model that encoded them, or force it"
+            )
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all.
+
+        Raises:
+            OutputError: the place cannot be written to.
+        """
+        from safetensors.torch import save
+
+        tensors = {"x": self.x} | {f"memory.{k}": value for k, value in enumerate(self.memory)}
+        if self.trajectory is not None:
+            tensors["trajectory"] = self.trajectory
+        header: Header = {
+            "format": FORMAT,
+            "level": self.level._asdict(),
+            "space": dict(self.space),
+            "how": dict(self.how),
+            "photos": [record.to_json() for record in self.photos],
+            "trajectory_t": list(self.trajectory_t),
+        }
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        data = save({name: value.contiguous() for name, value in tensors.items()}, {KEY: text})
+        with atomic(path) as temporary:
+            temporary.write_bytes(data)
+
+    @classmethod
+    def load(cls, path: Path) -> "Latents":
+        """Read a file that `save` wrote.
+
+        Raises:
+            LatentsError: missing, truncated, not a latents file, of a newer format, or holding values that are
+                not finite.
+        """
+        tensors, header = _read(path)
+        x = tensors.get("x")
+        if x is None or x.ndim != 4 or not torch.isfinite(x).all():
+            raise LatentsError(f"{path}: tensor x is missing, not (B, C, h, w) or not finite; encode the photos again")
+        try:
+            return cls(
+                x=x,
+                level=Level(**header["level"]),
+                space=header["space"],
+                how=header["how"],
+                photos=tuple(PhotoRecord.from_json(record) for record in header["photos"]),
+                memory=tuple(tensors[f"memory.{k}"] for k in range(len(tensors)) if f"memory.{k}" in tensors),
+                trajectory=tensors.get("trajectory"),
+                trajectory_t=tuple(header["trajectory_t"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise LatentsError(f"{path}: its record is incomplete ({error!r}); encode the photos again") from error
+
+
+def check_space(latents: Latents, model: "Model", *, force: bool = False) -> None:
+    """Refuse latents of another model, unless forced. Errors as `Latents.require_same`."""
+    if not force:
+        latents.require_same(model.space, of=f"model {model.name}")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise LatentsError(f"{path} does not exist (or is a folder); give a .safetensors file that encode wrote")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+            tensors = {name: cast(Tensor, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LatentsError(
+            f"{path} cannot be read as safetensors ({error}); it is damaged or of another kind"
+        ) from error
+    if text is None:
+        raise LatentsError(f"{path} holds tensors, but no {KEY} record; give a file that encode wrote")
+    header = cast(Header, json.loads(text))
+    if header.get("format") != FORMAT:
+        raise LatentsError(f"{path} has format {header.get('format')}, this version reads {FORMAT}; update ddim_edit")
+    return tensors, header
+
+
+def _differences(ours: dict[str, object], theirs: dict[str, object]) -> list[str]:
+    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else f"{text[:12]}..."

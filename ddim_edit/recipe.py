@@ -1,0 +1,73 @@
+"""How photos are encoded: grid, solver and denoiser, as objects and as the JSON that latents carry."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+from ddim_edit.denoiser import Denoiser
+from ddim_edit.errors import ConfigError, LatentsError
+from ddim_edit.grid import Grid
+from ddim_edit.latents import Latents
+from ddim_edit.models.base import Model
+from ddim_edit.solvers import SOLVERS, Solver
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything besides the model and the photo that a latent depends on."""
+
+    grid: Grid
+    solver: Solver
+    denoiser: Denoiser
+
+    def to_json(self) -> dict[str, object]:
+        """What goes into `Latents.how`."""
+        return {
+            "timesteps": self.grid.timesteps,
+            "spacing": self.grid.spacing,
+            "solver": self.solver.settings,
+            "inverse": "explicit",
+            "denoiser": dict(self.denoiser.settings),
+        }
+
+    @classmethod
+    def of(
+        cls,
+        latents: Latents,
+        model: Model,
+        *,
+        grid: Grid | int | str | None = None,
+        solver: Solver | None = None,
+        denoiser: Denoiser | None = None,
+    ) -> "Recipe":
+        """The recipe that latents were encoded with, or with parts of it replaced.
+
+        Raises:
+            LatentsError: a part that is not replaced and that this version cannot restore.
+        """
+        how = latents.how
+
+        def timesteps(value: object) -> Grid:
+            return Grid.from_timesteps(model.schedule, cast(Sequence[float], value), str(how["spacing"]))
+
+        def named_solver(value: object) -> Solver:
+            settings = dict(cast(Mapping[str, object], value))
+            return SOLVERS[str(settings.pop("name"))](**settings)
+
+        def settings(value: object) -> Denoiser:
+            return model.denoiser(**cast(dict[str, float], value))  # pyright: ignore[reportArgumentType]
+
+        return cls(
+            _restored(how, "timesteps", timesteps) if grid is None else Grid.of(model.schedule, grid),
+            solver or _restored(how, "solver", named_solver),
+            denoiser or _restored(how, "denoiser", settings),
+        )
+
+
+def _restored(how: Mapping[str, object], key: str, make: Callable[[object], T]) -> T:
+    try:
+        return make(how[key])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise LatentsError(f"the latents' {key} {how.get(key)!r} cannot be restored; give it explicitly") from error
