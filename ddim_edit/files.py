@@ -1,7 +1,7 @@
 """Writing files so that a crash, a full disk or Ctrl-C never leaves half of one: temporary name, then rename."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,3 +51,17 @@ def prepare_output(*paths: Path, overwrite: bool) -> None:
             probe.unlink()
         except OSError as error:
             raise OutputError(f"cannot write into {folder}: {error.strerror}; choose another --output") from error
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, with `-2`, `-3`, ... behind those that were taken already (whatever the case of their letters)."""
+    taken: set[str] = set()
+    unique: list[str] = []
+    for name in names:
+        candidate, number = name, 2
+        while candidate.lower() in taken:
+            candidate = f"{name}-{number}"
+            number += 1
+        taken.add(candidate.lower())
+        unique.append(candidate)
+    return unique

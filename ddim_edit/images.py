@@ -8,7 +8,6 @@ opens a photo.
 
 import hashlib
 import warnings
-import zipfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -324,12 +323,14 @@ def _photos_at(path: Path) -> list[Photo]:
 def _npz_images(path: Path) -> NDArray[np.uint8]:
     try:
         # Without pickle, or an archive from a stranger could run code.
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if "images" not in archive:
                 raise ImageError(f"{path} has no array `images` (it has {', '.join(archive) or 'none'}); rename yours")
             images = archive["images"]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ImageError(f"{path} is no .npz of plain arrays ({error}); write it with numpy.savez") from error
+    except ImageError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib each have their own
+        raise ImageError(f"{path} is no .npz of plain arrays; write it with numpy.savez(path, images=...)") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
         raise ImageError(f"{path}: `images` is {images.dtype} {images.shape}; it must be uint8 (N, H, W, 3), N >= 1")
     return images

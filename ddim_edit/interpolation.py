@@ -131,7 +131,7 @@ def along(keys: Tensor, u: Tensor, how: How = "slerp") -> Tensor:
     path = keys.detach()[segment.to(keys.device)]  # whole numbers are done with this
     blend = slerp if how == "slerp" else lerp
     for i in segment[t > 0].unique().tolist():
-        inside = (segment == i) & (t > 0)
+        inside = segment == i
         path[inside.to(keys.device)] = blend(keys[i], keys[i + 1], t[inside])
     return path
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ddim_edit.decode import decode, require_signal
+from ddim_edit.decoding import decode, require_signal
 from ddim_edit.denoiser import Denoiser
 from ddim_edit.errors import ConfigError, InversionError
 from ddim_edit.grid import Grid

@@ -48,15 +48,17 @@ def load_model(
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     target = choose_device(device)
+    name = str(source)
     if source in BUNDLED:
         folder = BUNDLED[str(source)]
     elif Path(source).is_dir():
         folder = Path(source)
+        name = folder.resolve().name  # latents and pictures must not carry paths
     elif isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.startswith("."):
         folder = _download(source, revision, token, cache_dir, local_files_only)
     else:
         raise ModelError(f"model {str(source)!r} is no folder, no hub id (owner/name) and not 'small'; check the path")
-    return unet2d.load(folder, name=str(source), device=target, dtype=DTYPES[dtype])
+    return unet2d.load(folder, name=name, device=target, dtype=DTYPES[dtype])
 
 
 def _download(repo: str, revision: str | None, token: str | None, cache_dir: str | Path | None, offline: bool) -> Path:

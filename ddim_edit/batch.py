@@ -1,0 +1,170 @@
+"""Many photos at once: read them, run them in batches, and keep going when one of them is bad."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ddim_edit.decoding import decode
+from ddim_edit.errors import ImageError
+from ddim_edit.images import Fit, Photo
+from ddim_edit.inversion import encode, with_quality
+from ddim_edit.latents import Latents, PhotoRecord
+from ddim_edit.models.base import Model
+from ddim_edit.noise import SeededNoise
+from ddim_edit.ode import OnStep
+from ddim_edit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A photo that could not be read, and why."""
+
+    source: str
+    error: str
+
+
+class PhotoBatch(NamedTuple):
+    """Photos that were read: what they are called and came from, and their pixels (B, 3, H, W) in [-1, 1]."""
+
+    records: list[PhotoRecord]
+    pixels: Tensor
+
+
+@dataclass
+class PhotoBatches:
+    """Iterate over batches of readable photos; the others are collected in `failures`.
+
+    Args:
+        photos: what to read, in order.
+        size: (height, width) to fit them to.
+        fit: how.
+        batch_size: photos in a batch.
+    """
+
+    photos: Sequence[Photo]
+    size: tuple[int, int]
+    fit: Fit = "crop"
+    batch_size: int = 8
+    failures: list[Failure] = field(default_factory=list[Failure])
+
+    def __iter__(self) -> Iterator[PhotoBatch]:
+        """Yield the readable photos; only the last batch may be smaller."""
+        records: list[PhotoRecord] = []
+        pixels: list[Tensor] = []
+        for photo in self.photos:
+            try:
+                pixels.append(photo.read(self.size, self.fit))
+                records.append(PhotoRecord(photo.name, {"sha256": photo.sha256(), "fit": self.fit}))
+            except ImageError as error:
+                self.failures.append(Failure(photo.source, str(error)))
+                continue
+            if len(records) == self.batch_size:
+                yield PhotoBatch(records, torch.stack(pixels))
+                records, pixels = [], []
+        if records:
+            yield PhotoBatch(records, torch.stack(pixels))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One batch of encoded photos: their pixels (B, 3, H, W), their latents, and the seconds it took."""
+
+    pixels: Tensor
+    latents: Latents
+    seconds: float
+
+
+def encode_photos(
+    model: Model,
+    batches: Iterable[PhotoBatch],
+    recipe: Recipe,
+    *,
+    trajectory_every: int = 0,
+    check: bool = True,
+    on_step: OnStep | None = None,
+) -> Iterator[Encoded]:
+    """Encode photos batch by batch, with names and sources in their latents. Arguments as `inversion.encode`."""
+    for batch in batches:
+        started = time.perf_counter()
+        latents = encode(
+            model,
+            batch.pixels,
+            grid=recipe.grid,
+            solver=recipe.solver,
+            denoiser=recipe.denoiser,
+            trajectory_every=trajectory_every,
+            check=check,
+            on_step=on_step,
+        )
+        photos = tuple(
+            replace(found, name=given.name, source=given.source)
+            for found, given in zip(latents.photos, batch.records, strict=True)
+        )
+        yield Encoded(batch.pixels, replace(latents, photos=photos), time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """One photo that went to noise and back.
+
+    Args:
+        photo: what is known of it, with health and quality.
+        picture: (3, H, W), what came back.
+        seconds: its share of the batch's time, both ways.
+        decode_evaluations: network forwards that decoding took.
+    """
+
+    photo: PhotoRecord
+    picture: Tensor
+    seconds: float
+    decode_evaluations: int
+
+
+def roundtrip_photos(
+    model: Model, batches: Iterable[PhotoBatch], recipe: Recipe, *, on_step: OnStep | None = None
+) -> Iterator[RoundTrip]:
+    """Encode photos and decode them again, batch by batch."""
+    for encoded in encode_photos(model, batches, recipe, check=False, on_step=on_step):
+        started = time.perf_counter()
+        size = len(encoded.latents)
+        ((_, pictures),) = decode_in_batches(model, encoded.latents, recipe, batch_size=size, on_step=on_step)
+        seconds = (encoded.seconds + time.perf_counter() - started) / size
+        photos = with_quality(encoded.latents, encoded.pixels, pictures).photos
+        cost = recipe.grid.steps * recipe.denoiser.cost
+        yield from (RoundTrip(photo, picture, seconds, cost) for photo, picture in zip(photos, pictures, strict=True))
+
+
+def decode_in_batches(
+    model: Model,
+    latents: Latents,
+    recipe: Recipe,
+    *,
+    batch_size: int = 8,
+    seeds: Sequence[int] = (),
+    on_step: OnStep | None = None,
+) -> Iterator[tuple[range, Tensor]]:
+    """Decode many latents, `batch_size` in memory at a time.
+
+    Yields the rows and their pictures (B, 3, H, W). `seeds`, one per row, feed a random solver. The latents' model
+    is not checked here.
+    """
+    for start in range(0, len(latents), batch_size):
+        rows = range(start, min(start + batch_size, len(latents)))
+        noise = SeededNoise(tuple(seeds[row] for row in rows)) if seeds else None
+        yield (
+            rows,
+            decode(
+                model,
+                latents.select(rows),
+                grid=recipe.grid,
+                solver=recipe.solver,
+                denoiser=recipe.denoiser,
+                noise=noise,
+                force=True,
+                on_step=on_step,
+            ),
+        )

@@ -1,0 +1,354 @@
+"""Options that several commands share, packed into small objects. Importing this must stay free of torch."""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ddim_edit.batch import PhotoBatches
+    from ddim_edit.denoiser import Denoiser
+    from ddim_edit.grid import Grid
+    from ddim_edit.images import Photo
+    from ddim_edit.models.base import Model
+    from ddim_edit.recipe import Recipe
+    from ddim_edit.schedule import NoiseSchedule
+    from ddim_edit.solvers import Solver
+
+# Written out, because reading them from the modules that define them would import torch; a test compares them.
+SPACINGS = ("leading", "trailing", "linspace", "uniform", "quadratic", "quadratic-full", "logsnr")
+DTYPES = ("fp32", "bf16", "fp16", "fp64")
+FITS = ("crop", "pad", "stretch")
+SOLVERS = ("ddim",)
+INVERSES = ("explicit",)
+DEFAULT_STEPS = 50
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Decorator = Callable[[Command], Command]
+
+
+def seeds(value: str) -> list[int]:
+    """A list of seeds like `0,1,4-6`."""
+    found: list[int] = []
+    try:
+        for part in value.split(","):
+            first, _, last = part.partition("-")
+            found += range(int(first), int(last or first) + 1)
+    except ValueError:
+        found = []
+    if not found:
+        raise click.BadParameter(f"{value!r} is no list of seeds; write for example 0,1,4-6")
+    return found
+
+
+def size(value: str) -> tuple[int, int]:
+    """A size like `64` or `96x64` (height x width)."""
+    height, _, width = value.partition("x")
+    try:
+        return int(height), int(width or height)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no size; write 64 or 96x64 (height x width)") from None
+
+
+def timesteps(value: str) -> list[float]:
+    """A list of timesteps like `0,40,80`."""
+    try:
+        return [float(part) for part in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of timesteps; write for example 0,40,80") from None
+
+
+def eta(value: str) -> float | str:
+    """A number in [0, 1], or `sigma-hat`; the range is checked by the solver."""
+    if value == "sigma-hat":
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is neither a number in [0, 1] nor sigma-hat") from None
+
+
+def packed(name: str, make: Callable[..., object], *options: Decorator[Any]) -> Decorator[Any]:
+    """A decorator that adds options to a command and hands them over as one object `make(...)` called `name`."""
+    fields = list(inspect.signature(make).parameters)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def wrapper(**values: Any) -> Any:
+            own = {field: values.pop(field) for field in fields}
+            return command(**values, **{name: make(**own)})
+
+        decorated: Callable[..., Any] = wrapper
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, where and how."""
+
+    model: str
+    size: tuple[int, int] | None
+    device: str
+    dtype: str
+    micro_batch: int | None
+    revision: str | None
+    cache_dir: str | None
+    local_files_only: bool
+
+    def load(self) -> "Model":
+        """Load it, and say once what of its settings is not applied."""
+        import torch
+
+        from ddim_edit.models import load_model
+
+        if self.dtype == "fp32":  # fp32 means fp32: TF32 would cost three digits of every round trip
+            torch.backends.cuda.matmul.allow_tf32 = False
+            torch.backends.cudnn.allow_tf32 = False
+        model = load_model(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            revision=self.revision,
+            cache_dir=self.cache_dir,
+            local_files_only=self.local_files_only,
+        )
+        for note in model.notes:
+            click.echo(f"note: {note}", err=True)
+        if self.size is not None:
+            model = model.resized(*self.size)
+        return model.micro_batched(self.micro_batch) if self.micro_batch else model
+
+
+model_options = packed(
+    "choice",
+    ModelChoice,
+    click.option("--model", default="small", show_default=True, help="'small', a diffusers folder, or a hub id."),
+    click.option(
+        "--size", type=size, metavar="H[xW]", help="Photo size, 64 or 96x64 (height x width).  [default: the model's]"
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
+    click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Of the network."),
+    click.option(
+        "--micro-batch",
+        type=click.IntRange(1),
+        help="Show the network exactly N photos at a time (4 or more): results no longer depend on --batch-size.",
+    ),
+    click.option("--revision", help="Branch, tag or commit of a hub id."),
+    click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept."),
+    click.option("--local-files-only", is_flag=True, help="Never download."),
+)
+
+
+@dataclass(frozen=True)
+class GridChoice:
+    """Which levels a run visits; at most one way of saying how many."""
+
+    num_inference_steps: int | None
+    timestep_spacing: str | None
+    timestep_respacing: str | None
+    timesteps: list[float] | None
+
+    def __post_init__(self) -> None:
+        given = [
+            flag
+            for flag, value in (
+                ("--num-inference-steps", self.num_inference_steps),
+                ("--timestep-respacing", self.timestep_respacing),
+                ("--timesteps", self.timesteps),
+            )
+            if value is not None
+        ]
+        if len(given) > 1:
+            raise click.UsageError(f"{' and '.join(given)} say the same thing twice; give one of them.")
+        if self.timestep_spacing and given and given != ["--num-inference-steps"]:
+            raise click.UsageError(f"{given[0]} fixes the timesteps, so --timestep-spacing has no meaning; drop one.")
+
+    @property
+    def given(self) -> bool:
+        """Whether the user asked for any grid."""
+        return any(vars(self).values())
+
+    def build(self, schedule: "NoiseSchedule") -> "Grid":
+        """The grid asked for, or 50 steps of the model's own spacing."""
+        from ddim_edit.grid import Grid
+
+        if self.timesteps is not None:
+            return Grid.from_timesteps(schedule, self.timesteps)
+        if self.timestep_respacing is not None:
+            return Grid.respaced(schedule, self.timestep_respacing)
+        steps = DEFAULT_STEPS if self.num_inference_steps is None else self.num_inference_steps
+        return Grid.build(schedule, steps, self.timestep_spacing)  # pyright: ignore[reportArgumentType]
+
+
+grid_options = packed(
+    "grid",
+    GridChoice,
+    click.option("--num-inference-steps", "-n", type=int, help=f"Number of steps.  [default: {DEFAULT_STEPS}]"),
+    click.option("--timestep-spacing", "--spacing", type=click.Choice(SPACINGS), help="[default: the model's]"),
+    click.option("--timestep-respacing", help="As in improved-diffusion: ddim50, or 10,15,20 for three sections."),
+    click.option("--timesteps", type=timesteps, metavar="T,T,...", help="The timesteps themselves, like 0,40,80."),
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the network is told besides the photo."""
+
+    label: str | None
+    guidance: float
+
+    @property
+    def given(self) -> bool:
+        """Whether the user asked for any condition."""
+        return self.label is not None or self.guidance != 1
+
+    def denoiser(self, model: "Model") -> "Denoiser":
+        """The model's network under this condition."""
+        return model.denoiser(self.label, guidance=self.guidance)
+
+
+condition_options = packed(
+    "condition",
+    Condition,
+    click.option("--label", help="Class of a class-conditional model, by number or name (see info)."),
+    click.option("--guidance", type=float, default=1.0, show_default=True, help="Classifier-free guidance scale."),
+)
+
+
+def read_config(ctx: click.Context, _param: click.Parameter, path: str | None) -> None:
+    """Take the arguments of an earlier run (its run.json) as defaults; flags on the command line win."""
+    if path is None:
+        return
+    try:
+        arguments = json.loads(Path(path).read_text(encoding="utf-8"))["arguments"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise click.UsageError(f"--config {path} is no run.json ({error}).") from error
+    known = {param.name for param in ctx.command.params}
+    if unknown := sorted(set(arguments) - known):
+        raise click.UsageError(f"--config {path}: {', '.join(unknown)} is no option of {ctx.info_name}.")
+    ctx.default_map = arguments
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a run behaves, whatever it does."""
+
+    overwrite: bool
+    progress: bool
+
+
+running_options = packed(
+    "running",
+    Running,
+    click.option("--overwrite", is_flag=True, help="Replace files that exist."),
+    click.option("--progress/--no-progress", default=True, help="Bar on stderr; never where stderr is no terminal."),
+    click.option(
+        "--config",
+        callback=read_config,
+        is_eager=True,
+        expose_value=False,
+        metavar="RUN.JSON",
+        help="Repeat an earlier run; other options given here win.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which photos, and how they get the model's shape."""
+
+    photos: tuple[Path, ...]
+    fit: str
+    limit: int | None
+    batch_size: int
+
+    def find(self) -> "list[Photo]":
+        """List the photos; nothing is decoded yet."""
+        from ddim_edit.images import find_photos
+
+        return find_photos(self.photos)[: self.limit]
+
+    def batches(self, found: "list[Photo]", model: "Model") -> "PhotoBatches":
+        """The photos in batches of pixels at the model's size."""
+        from ddim_edit.batch import PhotoBatches
+
+        return PhotoBatches(found, model.image_size, self.fit, self.batch_size)  # pyright: ignore[reportArgumentType]
+
+
+batch_option = click.option(
+    "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures at once."
+)
+photo_options = packed(
+    "source",
+    Source,
+    click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path)),
+    click.option("--fit", type=click.Choice(FITS), default="crop", show_default=True, help="How photos get its shape."),
+    click.option("--limit", type=click.IntRange(1), help="Only the first N photos."),
+    batch_option,
+)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How photos are encoded on a grid."""
+
+    solver: str
+    inverse: str
+
+    def recipe(self, model: "Model", grid: "Grid", condition: Condition) -> "Recipe":
+        """Everything that an encoding depends on besides model and photo."""
+        from ddim_edit.recipe import Recipe
+        from ddim_edit.solvers import SOLVERS
+
+        return Recipe(grid, SOLVERS[self.solver](), condition.denoiser(model))
+
+
+method_options = packed(
+    "method",
+    Method,
+    click.option("--solver", type=click.Choice(SOLVERS), default="ddim", show_default=True, help="How to step."),
+    click.option(
+        "--inverse", type=click.Choice(INVERSES), default="explicit", show_default=True, help="How to invert."
+    ),
+)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable lines on stdout.")
+metadata_option = click.option("--metadata/--no-metadata", default=True, help="Settings inside the PNG files.")
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """How much noise the steps toward clean add, and where it comes from."""
+
+    eta: float | str | None
+
+    def solver(self) -> "Solver | None":
+        """DDIM with this eta, or None where none was given."""
+        from ddim_edit.solvers import Ddim
+
+        if self.eta is None:
+            return None
+        return Ddim(1.0, sigma_hat=True) if isinstance(self.eta, str) else Ddim(self.eta)
+
+
+eta_options = packed(
+    "randomness",
+    Randomness,
+    click.option("--eta", type=eta, help="Noise added in each step: 0 to 1, or sigma-hat.  [default: 0]"),
+)
+
+
+def output_option(default: str, text: str) -> Decorator[Any]:
+    """`--output` with a default that names the command's product."""
+    return click.option(
+        "--output", "-o", "--outdir", type=click.Path(path_type=Path), default=default, show_default=True, help=text
+    )

@@ -1,0 +1,236 @@
+"""`encode`, `decode` and `roundtrip`: photos to latents and back."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+from ddim_edit.cli import options, run
+
+if TYPE_CHECKING:
+    from ddim_edit.batch import RoundTrip
+    from ddim_edit.latents import Latents, PhotoRecord
+    from ddim_edit.recipe import Recipe
+
+
+@click.command()
+@options.photo_options
+@options.output_option("latents", "A folder (one file a photo), or X.safetensors (one file for all).")
+@options.model_options
+@options.grid_options
+@options.condition_options
+@options.method_options
+@click.option("--until", type=float, metavar="T", help="Encode part of the way, up to this timestep.")
+@click.option("--save-trajectory", type=click.IntRange(1), metavar="K", help="Keep every K-th x_t in the file.")
+@click.option("--check/--no-check", default=True, help="Decode once more and say how well each photo comes back.")
+@options.json_option
+@options.running_options
+@click.pass_context
+def encode(  # noqa: PLR0913
+    ctx: click.Context,
+    *,
+    source: options.Source,
+    output: Path,
+    choice: options.ModelChoice,
+    grid: options.GridChoice,
+    condition: options.Condition,
+    method: options.Method,
+    until: float | None,
+    save_trajectory: int | None,
+    check: bool,
+    as_json: bool,
+    running: options.Running,
+) -> int:
+    r"""Encode PHOTOS (files, folders, or an .npz with 'images') into latents, and check that they come back.
+
+    \b
+    ddim-edit encode photo.jpg -o photo.safetensors
+    ddim-edit encode folder/ -o latents -n 100
+    """
+    from ddim_edit.batch import encode_photos
+    from ddim_edit.files import prepare_output
+    from ddim_edit.latents import Latents
+
+    found = source.find()
+    single = output if output.suffix == ".safetensors" else None
+    targets = {photo.name: single or output / f"{photo.name}.safetensors" for photo in found}
+    prepare_output(*targets.values(), overwrite=running.overwrite)
+    model = choice.load()
+    levels = grid.build(model.schedule)
+    recipe = method.recipe(model, levels if until is None else levels.until(until), condition)
+    record = run.Record(run.describe_run(ctx, model, recipe.grid))
+    batches = source.batches(found, model)
+    parts: list[Latents] = []
+    with run.Progress("encode", len(found) * recipe.grid.steps * (1 + check), shown=running.progress) as bar:
+        keep = save_trajectory or 0
+        for encoded in encode_photos(model, batches, recipe, trajectory_every=keep, check=check, on_step=bar):
+            parts.append(encoded.latents)
+            if not single:
+                record.outputs += _save_each(parts.pop(), targets)
+            bar.write(*(_encoded_line(photo, recipe.grid.steps, as_json) for photo in encoded.latents.photos))
+    if single and parts:
+        Latents.join(parts).save(single)
+        record.outputs.append(single)
+    return run.finish(record, output, batches.failures, done=len(found) - len(batches.failures), running=running)
+
+
+def _save_each(latents: "Latents", targets: dict[str, Path]) -> list[Path]:
+    for row, name in enumerate(latents.names):
+        latents.select([row]).save(targets[name])
+    return [targets[name] for name in latents.names]
+
+
+def _encoded_line(photo: "PhotoRecord", steps: int, as_json: bool) -> str:
+    from ddim_edit.inversion import advice
+
+    if as_json:
+        return json.dumps({"image": photo.name, "steps": steps} | photo.to_json())
+    quality = f"comes back with {photo.quality.psnr:.1f} dB; " if photo.quality else ""
+    health = f"latent rms {photo.health.rms:.3f}" if photo.health else "encoded part of the way"
+    return "\n".join([f"{photo.name}: {quality}{health}", *(f"  advice: {line}" for line in advice(photo))])
+
+
+@click.command()
+@click.argument("latents", nargs=-1, required=True, type=click.Path(path_type=Path))
+@options.output_option("decoded", "Folder for the pictures.")
+@options.model_options
+@options.grid_options
+@options.condition_options
+@options.eta_options
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise where eta > 0.")
+@options.batch_option
+@click.option("--force", is_flag=True, help="Decode although the latents come from another model.")
+@options.metadata_option
+@options.running_options
+@click.pass_context
+def decode(  # noqa: PLR0913
+    ctx: click.Context,
+    *,
+    latents: tuple[Path, ...],
+    output: Path,
+    choice: options.ModelChoice,
+    grid: options.GridChoice,
+    condition: options.Condition,
+    randomness: options.Randomness,
+    seed: int,
+    batch_size: int,
+    force: bool,
+    metadata: bool,
+    running: options.Running,
+) -> int:
+    """Decode LATENTS (files that encode wrote) into PNG pictures, by default the way they were encoded."""
+    from ddim_edit.batch import decode_in_batches
+    from ddim_edit.files import prepare_output, unique_names
+    from ddim_edit.images import write_image
+    from ddim_edit.latents import Latents
+    from ddim_edit.recipe import Recipe
+
+    loaded = [Latents.load(path) for path in latents]
+    names = unique_names([name for part in loaded for name in part.names])
+    paths = [output / f"{name}.png" for name in names]
+    prepare_output(*paths, overwrite=running.overwrite)
+    model = choice.load()
+    levels = grid.build(model.schedule) if grid.given else None
+    denoiser = condition.denoiser(model) if condition.given else None
+    recipes = [Recipe.of(part, model, grid=levels, solver=randomness.solver(), denoiser=denoiser) for part in loaded]
+    for part in loaded if not force else ():
+        part.require_same(model.space, of=f"model {model.name}")
+    record = run.Record(run.describe_run(ctx, model, levels), outputs=paths)
+    text = run.picture_metadata(record.description) if metadata else None
+    remaining = iter(enumerate(paths))
+    total = sum(len(part) * recipe.grid.steps for part, recipe in zip(loaded, recipes, strict=True))
+    with run.Progress("decode", total, shown=running.progress) as bar:
+        for part, recipe in zip(loaded, recipes, strict=True):
+            seeds = range(seed, seed + len(part)) if randomness.eta else ()
+            for _, pictures in decode_in_batches(model, part, recipe, batch_size=batch_size, seeds=seeds, on_step=bar):
+                for picture in pictures:
+                    write_image(picture, next(remaining)[1], metadata=text)
+    return run.finish(record, output, (), done=len(paths), running=running)
+
+
+@click.command()
+@options.photo_options
+@click.option("--output", "-o", "--outdir", type=click.Path(path_type=Path), help="Also write the pictures there.")
+@options.model_options
+@options.grid_options
+@options.condition_options
+@options.method_options
+@options.json_option
+@options.running_options
+@click.pass_context
+def roundtrip(  # noqa: PLR0913
+    ctx: click.Context,
+    *,
+    source: options.Source,
+    output: Path | None,
+    choice: options.ModelChoice,
+    grid: options.GridChoice,
+    condition: options.Condition,
+    method: options.Method,
+    as_json: bool,
+    running: options.Running,
+) -> int:
+    r"""Encode PHOTOS, decode them again, and print how well each comes back.
+
+    \b
+    ddim-edit roundtrip photo.jpg -n 100
+    ddim-edit roundtrip photos.npz --json > rows.jsonl
+    """
+    from ddim_edit.batch import roundtrip_photos
+    from ddim_edit.files import prepare_output
+    from ddim_edit.images import write_image
+
+    found = source.find()
+    paths = {photo.name: output / f"{photo.name}_recon.png" for photo in found} if output else {}
+    prepare_output(*paths.values(), overwrite=running.overwrite)
+    model = choice.load()
+    recipe = method.recipe(model, grid.build(model.schedule), condition)
+    record = run.Record(run.describe_run(ctx, model, recipe.grid))
+    batches = source.batches(found, model)
+    rows: list[dict[str, object]] = []
+    with run.Progress("roundtrip", len(found) * recipe.grid.steps * 2, shown=running.progress) as bar:
+        for result in roundtrip_photos(model, batches, recipe, on_step=bar):
+            rows.append(_row(result, recipe, method))
+            bar.write(json.dumps(rows[-1]) if as_json else _line(result))
+            if paths:
+                record.outputs.append(paths[result.photo.name])
+                write_image(result.picture, paths[result.photo.name])
+    if rows:
+        click.echo(_summary([cast(float, row["mse"]) for row in rows], recipe), err=as_json)
+    return run.finish(record, output, batches.failures, done=len(rows), running=running)
+
+
+def _row(result: "RoundTrip", recipe: "Recipe", method: options.Method) -> dict[str, object]:
+    """One JSON line; the keys are part of the interface."""
+    record = result.photo.to_json()
+    return {
+        "image": result.photo.name,
+        "steps": recipe.grid.steps,
+        "solver": method.solver,
+        "inverse": method.inverse,
+        "spacing": recipe.grid.spacing,
+        **cast(dict[str, object], record["quality"]),
+        "evaluations": {"encode": result.photo.evaluations, "decode": result.decode_evaluations},
+        "latent": record["health"],
+        "seconds": round(result.seconds, 4),
+    }
+
+
+def _line(result: "RoundTrip") -> str:
+    quality = result.photo.quality
+    assert quality is not None
+    return (
+        f"{result.photo.name}: {quality.psnr:.1f} dB, mse {quality.mse:.2e}, ssim {quality.ssim:.3f}, "
+        f"largest error {quality.max_error:.3f}, {quality.changed_8bit:.0%} of 8-bit values changed"
+    )
+
+
+def _summary(errors: list[float], recipe: "Recipe") -> str:
+    from ddim_edit.metrics import psnr_of_mean
+
+    grid = recipe.grid
+    return (
+        f"mean of {len(errors)}: mse {sum(errors) / len(errors):.2e} ({psnr_of_mean(errors):.1f} dB); "
+        f"{grid.steps} steps, {grid.spacing}, top t = {grid.timesteps[-1]:g}"
+    )

@@ -1,0 +1,223 @@
+"""`sample` and `interpolate`: new pictures and videos."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ddim_edit.cli import options, run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddim_edit.batch import PhotoBatches
+    from ddim_edit.interpolation import How
+    from ddim_edit.latents import Latents
+    from ddim_edit.models.base import Model
+    from ddim_edit.ode import OnStep, Step
+    from ddim_edit.recipe import Recipe
+
+
+@click.command()
+@click.option("--seeds", "--seed", type=options.seeds, default="0-7", show_default=True, help="One picture a seed.")
+@options.output_option("samples", "A folder for PNGs and a sheet, or X.npz for an OpenAI-style array 'arr_0'.")
+@options.model_options
+@options.grid_options
+@options.condition_options
+@options.eta_options
+@click.option("--clip", type=float, help="Clamp predicted photos to [-CLIP, CLIP]; 1 is what many samplers do.")
+@click.option("--watch", type=click.IntRange(1), metavar="K", help="Also draw x_t and predicted x0 every K steps.")
+@options.batch_option
+@options.metadata_option
+@options.running_options
+@click.pass_context
+def sample(  # noqa: PLR0913
+    ctx: click.Context,
+    *,
+    seeds: list[int],
+    output: Path,
+    choice: options.ModelChoice,
+    grid: options.GridChoice,
+    condition: options.Condition,
+    randomness: options.Randomness,
+    clip: float | None,
+    watch: int | None,
+    batch_size: int,
+    metadata: bool,
+    running: options.Running,
+) -> int:
+    r"""Draw pictures from seeds, at any number of steps and any eta.
+
+    \b
+    ddim-edit sample --seeds 0-15 -n 20
+    ddim-edit sample --seeds 0-99 --label Dress --guidance 2 -o dresses.npz
+    """
+    import torch
+
+    from ddim_edit.decoding import sample as draw
+    from ddim_edit.files import prepare_output
+    from ddim_edit.solvers import Ddim
+
+    as_array = output.suffix == ".npz"
+    paths = [output] if as_array else [output / f"seed{seed:04d}.png" for seed in seeds] + [output / "sheet.png"]
+    watching = Watching(watch, batch_size) if watch else None
+    prepare_output(*paths, *([_watch_path(output)] if watching else []), overwrite=running.overwrite)
+    model = choice.load()
+    levels = grid.build(model.schedule)
+    denoiser = model.denoiser(condition.label, guidance=condition.guidance, clip_x0=clip)
+    solver = randomness.solver() or Ddim()
+    record = run.Record(run.describe_run(ctx, model, levels), outputs=paths)
+    parts: list[Tensor] = []
+    with run.Progress("sample", len(seeds) * levels.steps, shown=running.progress) as bar:
+        for start in range(0, len(seeds), batch_size):
+            on_step = run.both(bar, watching) if watching and start == 0 else bar
+            batch = seeds[start : start + batch_size]
+            parts.append(draw(model, batch, grid=levels, solver=solver, denoiser=denoiser, on_step=on_step))
+    pictures = torch.cat(parts)
+    if as_array:
+        _write_array(pictures, output)
+    else:
+        _write_pictures(pictures, paths, seeds, run.picture_metadata(record.description) if metadata else None)
+    if watching:
+        record.outputs.append(_watch_path(output))
+        watching.write(record.outputs[-1])
+    return run.finish(record, output, (), done=len(seeds), running=running)
+
+
+def _write_array(pictures: "Tensor", path: Path) -> None:
+    import numpy as np
+
+    from ddim_edit.files import atomic
+    from ddim_edit.images import to_uint8
+
+    with atomic(path) as temporary:
+        np.savez(temporary, arr_0=to_uint8(pictures))
+
+
+def _write_pictures(pictures: "Tensor", paths: list[Path], seeds: list[int], text: dict[str, str] | None) -> None:
+    from ddim_edit.images import write_image
+    from ddim_edit.sheets import sheet
+
+    for picture, path in zip(pictures, paths, strict=False):
+        write_image(picture, path, metadata=text)
+    columns = 8
+    rows = [list(pictures[start : start + columns]) for start in range(0, len(pictures), columns)]
+    captions = [[f"seed {seed}" for seed in seeds[start : start + columns]] for start in range(0, len(seeds), columns)]
+    write_image(sheet(rows, captions=captions, scale=_scale(pictures)), paths[-1], metadata=text)
+
+
+def _scale(pictures: "Tensor") -> int:
+    """Enlarge small pictures by a whole factor, so that people can see them."""
+    return max(1, 128 // pictures.shape[-1])
+
+
+def _watch_path(output: Path) -> Path:
+    return output.with_suffix(".steps.png") if output.suffix else output / "steps.png"
+
+
+class Watching:
+    """Collects "current x" and "predicted x0" of the first batch every K steps, as one picture."""
+
+    def __init__(self, every: int, rows: int) -> None:
+        """Watch at most `rows` pictures, at most four of them drawn."""
+        self._every = every
+        self._rows = min(rows, 4)
+        self._titles: list[str] = []
+        self._tiles: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, step: "Step") -> None:
+        """Keep this step if its turn has come; the last is always kept."""
+        if step.index % self._every == 0 or step.index == step.of:
+            x, x0 = (value[: self._rows].float().cpu().clamp(-1, 1) for value in (step.state.x, step.prediction.x0))
+            self._titles.append(f"step {step.index}")
+            self._tiles.append((x, x0))
+
+    def write(self, path: Path) -> None:
+        """Draw two rows a picture: x_t above, predicted x0 below."""
+        from ddim_edit.images import write_image
+        from ddim_edit.sheets import sheet
+
+        first = self._tiles[0][0]
+        rows = [[pair[kind][row] for pair in self._tiles] for row in range(len(first)) for kind in (0, 1)]
+        names = ["current x", "predicted x0"] * len(first)
+        write_image(sheet(rows, row_titles=names, column_titles=self._titles, scale=_scale(first)), path)
+
+
+@click.command()
+@options.photo_options
+@options.output_option("morph.mp4", "Video: .mp4, .gif, .webp, .png (animated), or a folder for frames.")
+@options.model_options
+@options.grid_options
+@options.condition_options
+@options.method_options
+@click.option("--frames", type=click.IntRange(2), default=60, show_default=True, help="Of the whole video.")
+@click.option("--fps", type=click.FloatRange(1, 240), default=30, show_default=True)
+@click.option("--path", "how", type=click.Choice(["slerp", "lerp"]), default="slerp", show_default=True)
+@click.option("--decode-steps", type=click.IntRange(1), help="Steps per frame.  [default: as many as for encoding]")
+@click.option("--scale", type=click.IntRange(1, 32), help="Enlarge by a whole factor.  [default: to 256 pixels]")
+@options.running_options
+@click.pass_context
+def interpolate(  # noqa: PLR0913
+    ctx: click.Context,
+    *,
+    source: options.Source,
+    output: Path,
+    choice: options.ModelChoice,
+    grid: options.GridChoice,
+    condition: options.Condition,
+    method: options.Method,
+    frames: int,
+    fps: float,
+    how: "How",
+    decode_steps: int | None,
+    scale: int | None,
+    running: options.Running,
+) -> int:
+    r"""Morph through PHOTOS (two or more; photos, an .npz, or latents that encode wrote) as a video.
+
+    \b
+    ddim-edit interpolate a.jpg b.jpg c.jpg --frames 90 -o morph.mp4
+    """
+    from ddim_edit.decoding import morph
+    from ddim_edit.files import prepare_output
+    from ddim_edit.grid import Grid
+    from ddim_edit.interpolation import positions
+    from ddim_edit.recipe import Recipe
+    from ddim_edit.video import check_video_path, write_video
+
+    check_video_path(output, fps=fps)
+    prepare_output(output, overwrite=running.overwrite)
+    given = _given_latents(source.photos)
+    found = [] if given else source.find()
+    positions(len(given) if given else len(found), frames)  # refuses too few photos or frames before the long work
+    model = choice.load()
+    recipe = Recipe.of(given, model) if given else method.recipe(model, grid.build(model.schedule), condition)
+    levels = Grid.build(model.schedule, decode_steps) if decode_steps else recipe.grid
+    record = run.Record(run.describe_run(ctx, model, recipe.grid), outputs=[output])
+    total = len(found) * recipe.grid.steps + frames * levels.steps
+    with run.Progress("interpolate", total, shown=running.progress) as bar:
+        latents = given or _encode_all(source.batches(found, model), model, recipe, bar)
+        pictures = morph(model, latents, frames, how=how, grid=levels, batch_size=source.batch_size, on_step=bar)
+        write_video(pictures, output, fps=fps, scale=scale or max(1, 256 // model.image_size[1]))
+    return run.finish(record, output, (), done=frames, running=running)
+
+
+def _given_latents(paths: tuple[Path, ...]) -> "Latents | None":
+    """Latents, if that is what was given instead of photos."""
+    from ddim_edit.latents import Latents
+
+    if any(path.suffix != ".safetensors" for path in paths):
+        return None
+    return Latents.join([Latents.load(path) for path in paths])
+
+
+def _encode_all(batches: "PhotoBatches", model: "Model", recipe: "Recipe", on_step: "OnStep") -> "Latents":
+    """Encode every photo; one that cannot be read stops the run, because the morph would not be the one asked for."""
+    from ddim_edit.batch import encode_photos
+    from ddim_edit.errors import ImageError
+    from ddim_edit.latents import Latents
+
+    ready = list(batches)
+    if batches.failures:
+        raise ImageError(batches.failures[0].error)
+    return Latents.join([part.latents for part in encode_photos(model, ready, recipe, check=False, on_step=on_step)])

@@ -1,0 +1,104 @@
+"""The demo: what the package does, as five pictures, with the bundled model and photos from scikit-image."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddim_edit.decoding import decode, morph, sample
+from ddim_edit.images import read_image, write_image
+from ddim_edit.inversion import encode
+from ddim_edit.latents import Latents
+from ddim_edit.metrics import Quality, compare
+from ddim_edit.models import Model, load_model
+from ddim_edit.plots import error_figure, latent_figure
+from ddim_edit.sheets import sheet, strip
+from ddim_edit.solvers import Ddim
+
+PICTURES = ("1_reconstruction.png", "2_latent.png", "3_morph.png", "4_consistency.png", "5_error_vs_steps.png")
+PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
+STEPS = 50
+CURVE = (10, 20)  # besides STEPS
+FRAMES, FRAME_STEPS = 13, 20
+COLUMNS = (10, 20, 50, 100)
+SEEDS = (1, 2)
+
+
+def run_demo(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Make the pictures one by one; yields each path with one line on what it shows."""
+    model = load_model("small")
+    photos = torch.stack([read_image(_sample_photos() / name, model.image_size) for name in PHOTOS])
+    names = [Path(name).stem for name in PHOTOS]
+    paths = [folder / name for name in PICTURES]
+    latents = encode(model, photos, grid=STEPS, check=False)
+    restored = decode(model, latents)
+    quality = compare(photos, restored)
+    yield paths[0], _draw_reconstruction(photos, latents, restored, quality, names, paths[0])
+    latent_figure(latents.x, [_visible(x) for x in latents.x], names, paths[1])
+    yield paths[1], "what the photos become: x_T, and its histogram against N(0, 1)"
+    yield paths[2], _draw_morph(model, latents, paths[2])
+    yield paths[3], _draw_consistency(model, paths[3])
+    yield paths[4], _draw_curve(model, photos, quality, paths[4])
+
+
+def _sample_photos() -> Path:
+    import skimage
+
+    return Path(skimage.__file__).parent / "data"
+
+
+def _visible(x: Tensor) -> Tensor:
+    """A latent as a picture: three standard deviations fill the range."""
+    return (x / 3).clamp(-1, 1)
+
+
+def _draw_reconstruction(
+    photos: Tensor, latents: Latents, restored: Tensor, quality: list[Quality], names: list[str], path: Path
+) -> str:
+    columns = ["photo", "x_T", "decoded again", "difference x 10"]
+    difference = ((restored - photos) * 10).clamp(-1, 1)
+    tiles = [
+        [photo, _visible(x), back.clamp(-1, 1), error]
+        for photo, x, back, error in zip(photos, latents.x, restored, difference, strict=True)
+    ]
+    captions = [["", "", f"{q.psnr:.1f} dB", ""] for q in quality]
+    write_image(sheet(tiles, row_titles=names, column_titles=columns, captions=captions, scale=3), path)
+    mean = sum(q.psnr for q in quality) / len(quality)
+    return f"photos encoded into noise and decoded again, {STEPS} steps each way: {mean:.1f} dB on average"
+
+
+def _draw_morph(model: Model, latents: Latents, path: Path) -> str:
+    from ddim_edit.errors import MissingExtraError
+    from ddim_edit.video import check_video_path, write_video
+
+    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, grid=FRAME_STEPS)]
+    write_image(strip(frames[::2], scale=2), path)
+    video = path.with_suffix(".mp4")
+    try:
+        check_video_path(video)
+    except MissingExtraError:
+        video = path.with_suffix(".webp")
+    write_video(frames + frames[-2:0:-1], video, fps=12, scale=4)
+    return f"a morph through the photos by slerp between their latents; {video.name} shows it moving"
+
+
+def _draw_consistency(model: Model, path: Path) -> str:
+    rows: list[list[Tensor]] = []
+    for solver, seeds in ((Ddim(), SEEDS), (Ddim(eta=1.0), SEEDS[:1])):
+        runs = [sample(model, seeds, grid=steps, solver=solver).clamp(-1, 1) for steps in COLUMNS]
+        rows += [list(row) for row in torch.stack(runs, dim=1)]
+    titles = [f"eta 0, seed {seed}" for seed in SEEDS] + [f"eta 1, seed {SEEDS[0]}"]
+    columns = [f"{steps} steps" for steps in COLUMNS]
+    write_image(sheet(rows, row_titles=titles, column_titles=columns, scale=3), path)
+    return "the same x_T at 10 to 100 steps draws the same garment at eta 0, and another one each time at eta 1"
+
+
+def _draw_curve(model: Model, photos: Tensor, quality: list[Quality], path: Path) -> str:
+    errors = {STEPS: sum(q.mse for q in quality) / len(quality)}
+    for steps in CURVE:
+        found = encode(model, photos, grid=steps).photos
+        errors[steps] = sum(record.quality.mse for record in found if record.quality) / len(found)
+    errors = dict(sorted(errors.items()))
+    error_figure(errors, "this model, the three photos of this demo", path)
+    return f"error of the round trip against steps: {', '.join(f'{s}: {e:.4f}' for s, e in errors.items())}"

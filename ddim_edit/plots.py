@@ -1,0 +1,82 @@
+"""Charts, as picture files: the only place that draws with matplotlib."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from ddim_edit.files import atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# DDIM paper (arXiv 2010.02502), Table 2: CIFAR-10, steps -> mean squared error on [0, 1], rounded to 1e-4 there.
+PAPER_TABLE_2 = {10: 0.014, 20: 0.0065, 50: 0.0023, 100: 0.0009, 200: 0.0004, 500: 0.0001, 1000: 0.0001}
+
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#8c8c8c"  # apart for colour-blind readers too
+
+
+def latent_figure(x: Tensor, pictures: Sequence[Tensor], names: Sequence[str], path: Path) -> None:
+    """Draw x_T as pictures, and the histogram of its entries against N(0, 1).
+
+    Args:
+        x: (B, C, h, w) latents.
+        pictures: the same as (3, H, W) in [-1, 1], to be looked at.
+        names: one per latent.
+        path: of the PNG.
+    """
+    figure = _figure(3.2 * (len(pictures) + 1.4), 3.4)
+    axes = figure.subplots(1, len(pictures) + 1, width_ratios=[1.0] * len(pictures) + [1.6])
+    for axis, picture, name, latent in zip(axes, pictures, names, x, strict=False):
+        axis.imshow(((picture + 1) / 2).clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
+        axis.set_title(f"x_T of {name}\nrms {latent.square().mean().sqrt():.3f}", fontsize=10)
+        axis.set_axis_off()
+    grid = np.linspace(-4.5, 4.5, 181)
+    axes[-1].hist(x.flatten().numpy(), bins=90, range=(-4.5, 4.5), density=True, color=BLUE, alpha=0.6, label="x_T")
+    axes[-1].plot(grid, np.exp(-(grid**2) / 2) / np.sqrt(2 * np.pi), color=ORANGE, lw=2, label="N(0, 1)")
+    axes[-1].set(xlabel="value", ylabel="density", xlim=(-4.5, 4.5))
+    axes[-1].legend(frameon=False)
+    _save(figure, path)
+
+
+def error_figure(ours: Mapping[int, float], label: str, path: Path) -> None:
+    """Draw reconstruction error against steps, log-log, beside the DDIM paper's Table 2.
+
+    Args:
+        ours: steps -> mean squared error on [0, 1].
+        label: what was measured.
+        path: of the PNG.
+    """
+    figure = _figure(6.4, 4.4)
+    axis: Axes = figure.subplots()
+    axis.loglog(
+        list(PAPER_TABLE_2),
+        list(PAPER_TABLE_2.values()),
+        "s--",
+        color=GREY,
+        label="DDIM paper, Table 2 (CIFAR-10, another model)",
+    )
+    axis.loglog(list(ours), list(ours.values()), "o-", color=BLUE, lw=2, label=label)
+    for steps, error in ours.items():
+        axis.annotate(f"{error:.4f}", (steps, error), xytext=(6, 6), textcoords="offset points", fontsize=9)
+    axis.set(xlabel="steps S (encode with S, decode with S)", ylabel="mean squared error on [0, 1]")
+    ticks = sorted(set(PAPER_TABLE_2) | set(ours))
+    axis.set_xticks(ticks, [str(tick) for tick in ticks])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, metadata={"Software": None})  # no version inside: the same chart, the same bytes
