@@ -11,7 +11,6 @@ never read. `runs/small/model` is a diffusers folder at every moment, with the a
 import argparse
 import csv
 import json
-import os
 import time
 from pathlib import Path
 
@@ -97,14 +96,18 @@ def save_model(network, ema, scheduler, names, out: Path) -> None:
     ema.copy_to(copy.parameters())
     copy.half().save_pretrained(out / "unet")
     scheduler.save_pretrained(out / "scheduler")
-    index = {"_class_name": "DDIMPipeline", "unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
+    index = {
+        "_class_name": "DDIMPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
     (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (out / "labels.json").write_text(json.dumps({"names": names, "null": len(names) - 1}, indent=2) + "\n")
 
 
 def save_atomically(state: dict, path: Path) -> None:
     torch.save(state, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+    path.with_suffix(".tmp").replace(path)
 
 
 def main() -> None:
