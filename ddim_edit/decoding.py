@@ -53,7 +53,8 @@ def decode(
         latents.require_same(model.space, of=f"model {model.name}")
     recipe = Recipe.of(latents, model, grid=grid, solver=solver, denoiser=denoiser)
     recipe = replace(recipe, grid=_reaching(recipe.grid, latents))
-    state = State.start(latents.x.to(model.device), noise, latents.memory)
+    memory = tuple(value.to(model.device) for value in latents.memory)
+    state = State.start(latents.x.to(model.device), noise, memory)
     return _to_pixels(model, recipe, state, on_step)
 
 
@@ -149,6 +150,8 @@ def _reaching(grid: Grid, latents: Latents) -> Grid:
 def _to_pixels(model: Model, recipe: Recipe, state: State, on_step: OnStep | None) -> Tensor:
     if state.x.shape[1:] != torch.Size(model.shape):
         raise ConfigError(f"x_T is {tuple(state.x.shape[1:])}, but the model takes {model.shape}; give matching noise")
+    if state.x.dtype not in (torch.float32, torch.float64):  # rounding to half precision adds up over the steps
+        raise ConfigError(f"x_T is {state.x.dtype}; give float32 or float64, whatever the precision of the network")
     require_signal(model, recipe.grid)
     with torch.no_grad():
         x = integrate(recipe.denoiser, recipe.solver, recipe.grid, state, toward="clean", on_step=on_step).x

@@ -134,6 +134,8 @@ class Latents:
     def join(cls, parts: Sequence["Latents"]) -> "Latents":
         """All photos of several latents of one space and one way of encoding, in order.
 
+        A trajectory is kept where all parts have one of the same timesteps.
+
         Raises:
             LatentsError: they differ in space, level or in how they were encoded; the message names the fields.
         """
@@ -143,13 +145,15 @@ class Latents:
             if part.level != first.level or part.how != first.how:
                 fields = ", ".join(_differences(dict(first.how), dict(part.how))) or "level"
                 raise LatentsError(f"latents were encoded differently ({fields}); encode the photos in one run")
-        with_trajectory = all(part.trajectory is not None for part in parts)
+        trajectories = [part.trajectory for part in parts if part.trajectory is not None]
+        alike = len(trajectories) == len(parts) and all(part.trajectory_t == first.trajectory_t for part in parts)
         return replace(
             first,
             x=torch.cat([part.x for part in parts]),
             photos=tuple(record for part in parts for record in part.photos),
             memory=tuple(torch.cat(values) for values in zip(*(part.memory for part in parts), strict=True)),
-            trajectory=torch.cat([cast(Tensor, part.trajectory) for part in parts], 1) if with_trajectory else None,
+            trajectory=torch.cat(trajectories, 1) if alike else None,
+            trajectory_t=first.trajectory_t if alike else (),
         )
 
     def require_same(self, space: Mapping[str, object], of: str) -> None:
@@ -166,7 +170,7 @@ class Latents:
                 f"these latents and {of} differ in {values}; use the model that encoded them, or force it"
             )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all.
 
         Raises:
@@ -187,21 +191,23 @@ class Latents:
         }
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
         data = save({name: value.contiguous() for name, value in tensors.items()}, {KEY: text})
-        with atomic(path) as temporary:
+        with atomic(Path(path)) as temporary:
             temporary.write_bytes(data)
 
     @classmethod
-    def load(cls, path: Path) -> "Latents":
+    def load(cls, path: str | Path) -> "Latents":
         """Read a file that `save` wrote.
 
         Raises:
             LatentsError: missing, truncated, not a latents file, of a newer format, or holding values that are
                 not finite.
         """
-        tensors, header = _read(path)
+        tensors, header = _read(Path(path))
         x = tensors.get("x")
-        if x is None or x.ndim != 4 or not torch.isfinite(x).all():
-            raise LatentsError(f"{path}: tensor x is missing, not (B, C, h, w) or not finite; encode the photos again")
+        if x is None or x.ndim != 4:
+            raise LatentsError(f"{path}: tensor x is missing or not (B, C, h, w); encode the photos again")
+        if damaged := [name for name, value in tensors.items() if not torch.isfinite(value).all()]:
+            raise LatentsError(f"{path}: values of {', '.join(damaged)} are not finite; encode the photos again")
         try:
             return cls(
                 x=x,
@@ -213,7 +219,7 @@ class Latents:
                 trajectory=tensors.get("trajectory"),
                 trajectory_t=tuple(header["trajectory_t"]),
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, LatentsError) as error:
             raise LatentsError(f"{path}: its record is incomplete ({error!r}); encode the photos again") from error
 
 
@@ -238,10 +244,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Header]:
         ) from error
     if text is None:
         raise LatentsError(f"{path} holds tensors, but no {KEY} record; give a file that encode wrote")
-    header = cast(Header, json.loads(text))
-    if header.get("format") != FORMAT:
-        raise LatentsError(f"{path} has format {header.get('format')}, this version reads {FORMAT}; update ddim_edit")
-    return tensors, header
+    try:
+        header = json.loads(text)
+        found = header.get("format")
+    except (ValueError, AttributeError) as error:
+        raise LatentsError(f"{path}: its {KEY} record is no JSON object; encode the photos again") from error
+    if found != FORMAT:
+        raise LatentsError(f"{path} has format {found}, this version reads {FORMAT}; update ddim_edit")
+    return tensors, cast(Header, header)
 
 
 def _differences(ours: dict[str, object], theirs: dict[str, object]) -> list[str]:

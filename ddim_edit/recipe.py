@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from ddim_edit.denoiser import Denoiser
-from ddim_edit.errors import ConfigError, LatentsError
+from ddim_edit.errors import LatentsError
 from ddim_edit.grid import Grid
 from ddim_edit.latents import Latents
 from ddim_edit.models.base import Model
@@ -69,5 +69,5 @@ class Recipe:
 def _restored(how: Mapping[str, object], key: str, make: Callable[[object], T]) -> T:
     try:
         return make(how[key])
-    except (KeyError, TypeError, ConfigError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise LatentsError(f"the latents' {key} {how.get(key)!r} cannot be restored; give it explicitly") from error

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ddim_edit.cli import values
+
 if TYPE_CHECKING:
     from ddim_edit.batch import PhotoBatches
     from ddim_edit.denoiser import Denoiser
@@ -32,56 +34,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
 
 
-def seeds(value: str) -> list[int]:
-    """A list of seeds like `0,1,4-6`."""
-    found: list[int] = []
-    try:
-        for part in value.split(","):
-            first, _, last = part.partition("-")
-            found += range(int(first), int(last or first) + 1)
-    except ValueError:
-        found = []
-    if not found:
-        raise click.BadParameter(f"{value!r} is no list of seeds; write for example 0,1,4-6")
-    return found
-
-
-def size(value: str) -> tuple[int, int]:
-    """A size like `64` or `96x64` (height x width)."""
-    height, _, width = value.partition("x")
-    try:
-        return int(height), int(width or height)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no size; write 64 or 96x64 (height x width)") from None
-
-
-def timesteps(value: str) -> list[float]:
-    """A list of timesteps like `0,40,80`."""
-    try:
-        return [float(part) for part in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of timesteps; write for example 0,40,80") from None
-
-
-def eta(value: str) -> float | str:
-    """A number in [0, 1], or `sigma-hat`; the range is checked by the solver."""
-    if value == "sigma-hat":
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is neither a number in [0, 1] nor sigma-hat") from None
-
-
 def packed(name: str, make: Callable[..., object], *options: Decorator[Any]) -> Decorator[Any]:
     """A decorator that adds options to a command and hands them over as one object `make(...)` called `name`."""
     fields = list(inspect.signature(make).parameters)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(command)
-        def wrapper(**values: Any) -> Any:
-            own = {field: values.pop(field) for field in fields}
-            return command(**values, **{name: make(**own)})
+        def wrapper(**given: Any) -> Any:
+            own = {field: given.pop(field) for field in fields}
+            return command(**given, **{name: make(**own)})
 
         decorated: Callable[..., Any] = wrapper
         for option in reversed(options):
@@ -133,7 +94,10 @@ model_options = packed(
     ModelChoice,
     click.option("--model", default="small", show_default=True, help="'small', a diffusers folder, or a hub id."),
     click.option(
-        "--size", type=size, metavar="H[xW]", help="Photo size, 64 or 96x64 (height x width).  [default: the model's]"
+        "--size",
+        type=values.size,
+        metavar="H[xW]",
+        help="Photo size, 64 or 96x64 (height x width).  [default: the model's]",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Of the network."),
@@ -195,7 +159,9 @@ grid_options = packed(
     click.option("--num-inference-steps", "-n", type=int, help=f"Number of steps.  [default: {DEFAULT_STEPS}]"),
     click.option("--timestep-spacing", "--spacing", type=click.Choice(SPACINGS), help="[default: the model's]"),
     click.option("--timestep-respacing", help="As in improved-diffusion: ddim50, or 10,15,20 for three sections."),
-    click.option("--timesteps", type=timesteps, metavar="T,T,...", help="The timesteps themselves, like 0,40,80."),
+    click.option(
+        "--timesteps", type=values.timesteps, metavar="T,T,...", help="The timesteps themselves, like 0,40,80."
+    ),
 )
 
 
@@ -229,7 +195,7 @@ def read_config(ctx: click.Context, _param: click.Parameter, path: str | None) -
     if path is None:
         return
     try:
-        arguments = json.loads(Path(path).read_text(encoding="utf-8"))["arguments"]
+        arguments = dict(json.loads(Path(path).read_text(encoding="utf-8"))["arguments"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise click.UsageError(f"--config {path} is no run.json ({error}).") from error
     known = {param.name for param in ctx.command.params}
@@ -291,7 +257,9 @@ photo_options = packed(
     "source",
     Source,
     click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path)),
-    click.option("--fit", type=click.Choice(FITS), default="crop", show_default=True, help="How photos get its shape."),
+    click.option(
+        "--fit", type=click.Choice(FITS), default="crop", show_default=True, help="How photos get the model's shape."
+    ),
     click.option("--limit", type=click.IntRange(1), help="Only the first N photos."),
     batch_option,
 )
@@ -343,7 +311,7 @@ class Randomness:
 eta_options = packed(
     "randomness",
     Randomness,
-    click.option("--eta", type=eta, help="Noise added in each step: 0 to 1, or sigma-hat.  [default: 0]"),
+    click.option("--eta", type=values.eta, help="Noise added in each step: 0 to 1, or sigma-hat.  [default: 0]"),
 )
 
 

@@ -1,6 +1,7 @@
 """`encode`, `decode` and `roundtrip`: photos to latents and back."""
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 @click.command()
 @options.photo_options
 @options.output_option("latents", "A folder (one file a photo), or X.safetensors (one file for all).")
-@options.model_options
 @options.grid_options
 @options.condition_options
 @options.method_options
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--save-trajectory", type=click.IntRange(1), metavar="K", help="Keep every K-th x_t in the file.")
 @click.option("--check/--no-check", default=True, help="Decode once more and say how well each photo comes back.")
 @options.json_option
+@options.model_options
 @options.running_options
 @click.pass_context
 def encode(  # noqa: PLR0913
@@ -42,7 +43,7 @@ def encode(  # noqa: PLR0913
     as_json: bool,
     running: options.Running,
 ) -> int:
-    r"""Encode PHOTOS (files, folders, or an .npz with 'images') into latents, and check that they come back.
+    """Encode PHOTOS (files, folders, or an .npz with 'images') into latents, and check that they come back.
 
     \b
     ddim-edit encode photo.jpg -o photo.safetensors
@@ -94,7 +95,6 @@ def _encoded_line(photo: "PhotoRecord", steps: int, as_json: bool) -> str:
 @click.command()
 @click.argument("latents", nargs=-1, required=True, type=click.Path(path_type=Path))
 @options.output_option("decoded", "Folder for the pictures.")
-@options.model_options
 @options.grid_options
 @options.condition_options
 @options.eta_options
@@ -102,6 +102,7 @@ def _encoded_line(photo: "PhotoRecord", steps: int, as_json: bool) -> str:
 @options.batch_option
 @click.option("--force", is_flag=True, help="Decode although the latents come from another model.")
 @options.metadata_option
+@options.model_options
 @options.running_options
 @click.pass_context
 def decode(  # noqa: PLR0913
@@ -133,30 +134,31 @@ def decode(  # noqa: PLR0913
     model = choice.load()
     levels = grid.build(model.schedule) if grid.given else None
     denoiser = condition.denoiser(model) if condition.given else None
-    recipes = [Recipe.of(part, model, grid=levels, solver=randomness.solver(), denoiser=denoiser) for part in loaded]
     for part in loaded if not force else ():
         part.require_same(model.space, of=f"model {model.name}")
+    recipes = [Recipe.of(part, model, grid=levels, solver=randomness.solver(), denoiser=denoiser) for part in loaded]
     record = run.Record(run.describe_run(ctx, model, levels), outputs=paths)
     text = run.picture_metadata(record.description) if metadata else None
-    remaining = iter(enumerate(paths))
+    remaining = iter(paths)
+    seeds = iter(range(seed, seed + len(paths)))  # one a picture, however the pictures are spread over files
     total = sum(len(part) * recipe.grid.steps for part, recipe in zip(loaded, recipes, strict=True))
     with run.Progress("decode", total, shown=running.progress) as bar:
         for part, recipe in zip(loaded, recipes, strict=True):
-            seeds = range(seed, seed + len(part)) if randomness.eta else ()
-            for _, pictures in decode_in_batches(model, part, recipe, batch_size=batch_size, seeds=seeds, on_step=bar):
+            own = list(islice(seeds, len(part))) if randomness.eta else ()
+            for _, pictures in decode_in_batches(model, part, recipe, batch_size=batch_size, seeds=own, on_step=bar):
                 for picture in pictures:
-                    write_image(picture, next(remaining)[1], metadata=text)
+                    write_image(picture, next(remaining), metadata=text)
     return run.finish(record, output, (), done=len(paths), running=running)
 
 
 @click.command()
 @options.photo_options
 @click.option("--output", "-o", "--outdir", type=click.Path(path_type=Path), help="Also write the pictures there.")
-@options.model_options
 @options.grid_options
 @options.condition_options
 @options.method_options
 @options.json_option
+@options.model_options
 @options.running_options
 @click.pass_context
 def roundtrip(  # noqa: PLR0913
@@ -171,7 +173,7 @@ def roundtrip(  # noqa: PLR0913
     as_json: bool,
     running: options.Running,
 ) -> int:
-    r"""Encode PHOTOS, decode them again, and print how well each comes back.
+    """Encode PHOTOS, decode them again, and print how well each comes back.
 
     \b
     ddim-edit roundtrip photo.jpg -n 100

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ddim_edit.cli import options, run
+from ddim_edit.cli import options, run, values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--seeds", "--seed", type=options.seeds, default="0-7", show_default=True, help="One picture a seed.")
+@click.option("--seeds", "--seed", type=values.seeds, default="0-7", show_default=True, help="One picture a seed.")
 @options.output_option("samples", "A folder for PNGs and a sheet, or X.npz for an OpenAI-style array 'arr_0'.")
-@options.model_options
 @options.grid_options
 @options.condition_options
 @options.eta_options
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--watch", type=click.IntRange(1), metavar="K", help="Also draw x_t and predicted x0 every K steps.")
 @options.batch_option
 @options.metadata_option
+@options.model_options
 @options.running_options
 @click.pass_context
 def sample(  # noqa: PLR0913
@@ -46,7 +46,7 @@ def sample(  # noqa: PLR0913
     metadata: bool,
     running: options.Running,
 ) -> int:
-    r"""Draw pictures from seeds, at any number of steps and any eta.
+    """Draw pictures from seeds, at any number of steps and any eta.
 
     \b
     ddim-edit sample --seeds 0-15 -n 20
@@ -112,7 +112,7 @@ def _scale(pictures: "Tensor") -> int:
 
 
 def _watch_path(output: Path) -> Path:
-    return output.with_suffix(".steps.png") if output.suffix else output / "steps.png"
+    return output.with_suffix(".steps.png") if output.suffix == ".npz" else output / "steps.png"
 
 
 class Watching:
@@ -146,7 +146,6 @@ class Watching:
 @click.command()
 @options.photo_options
 @options.output_option("morph.mp4", "Video: .mp4, .gif, .webp, .png (animated), or a folder for frames.")
-@options.model_options
 @options.grid_options
 @options.condition_options
 @options.method_options
@@ -155,6 +154,7 @@ class Watching:
 @click.option("--path", "how", type=click.Choice(["slerp", "lerp"]), default="slerp", show_default=True)
 @click.option("--decode-steps", type=click.IntRange(1), help="Steps per frame.  [default: as many as for encoding]")
 @click.option("--scale", type=click.IntRange(1, 32), help="Enlarge by a whole factor.  [default: to 256 pixels]")
+@options.model_options
 @options.running_options
 @click.pass_context
 def interpolate(  # noqa: PLR0913
@@ -173,7 +173,7 @@ def interpolate(  # noqa: PLR0913
     scale: int | None,
     running: options.Running,
 ) -> int:
-    r"""Morph through PHOTOS (two or more; photos, an .npz, or latents that encode wrote) as a video.
+    """Morph through PHOTOS (two or more; photos, an .npz, or latents that encode wrote) as a video.
 
     \b
     ddim-edit interpolate a.jpg b.jpg c.jpg --frames 90 -o morph.mp4
@@ -181,25 +181,36 @@ def interpolate(  # noqa: PLR0913
     from ddim_edit.decoding import morph
     from ddim_edit.files import prepare_output
     from ddim_edit.grid import Grid
-    from ddim_edit.interpolation import positions
     from ddim_edit.recipe import Recipe
     from ddim_edit.video import check_video_path, write_video
 
     check_video_path(output, fps=fps)
     prepare_output(output, overwrite=running.overwrite)
     given = _given_latents(source.photos)
+    if given and (grid.given or condition.given):
+        raise click.UsageError("Latents keep the grid and condition that they were encoded with; use --decode-steps.")
     found = [] if given else source.find()
-    positions(len(given) if given else len(found), frames)  # refuses too few photos or frames before the long work
+    _check_count(len(given or found), frames)
     model = choice.load()
     recipe = Recipe.of(given, model) if given else method.recipe(model, grid.build(model.schedule), condition)
     levels = Grid.build(model.schedule, decode_steps) if decode_steps else recipe.grid
-    record = run.Record(run.describe_run(ctx, model, recipe.grid), outputs=[output])
+    record = run.Record(run.describe_run(ctx, model, recipe.grid), outputs=[output], inside=False)
     total = len(found) * recipe.grid.steps + frames * levels.steps
     with run.Progress("interpolate", total, shown=running.progress) as bar:
         latents = given or _encode_all(source.batches(found, model), model, recipe, bar)
         pictures = morph(model, latents, frames, how=how, grid=levels, batch_size=source.batch_size, on_step=bar)
         write_video(pictures, output, fps=fps, scale=scale or max(1, 256 // model.image_size[1]))
     return run.finish(record, output, (), done=frames, running=running)
+
+
+def _check_count(photos: int, frames: int) -> None:
+    """Refuse too few photos or frames before the long work."""
+    from ddim_edit.errors import ConfigError
+    from ddim_edit.interpolation import positions
+
+    if photos < 2:
+        raise ConfigError(f"a morph needs two photos or more, not {photos}")
+    positions(photos, frames)
 
 
 def _given_latents(paths: tuple[Path, ...]) -> "Latents | None":

@@ -63,8 +63,12 @@ def both(first: "OnStep", second: "OnStep") -> "OnStep":
 
 
 def arguments_of(ctx: click.Context) -> dict[str, object]:
-    """The command's arguments and options as JSON values; what `--config` reads back."""
-    return {name: _plain(value) for name, value in ctx.params.items()}
+    """The command's arguments and options as JSON values; what `--config` reads back.
+
+    In the order of their declaration: click's own is that of the command line, and pictures would differ by it.
+    """
+    names = [param.name for param in ctx.command.params if param.name in ctx.params]
+    return {name: _plain(ctx.params[name]) for name in names}
 
 
 def describe_run(ctx: click.Context, model: "Model", grid: "Grid | None" = None) -> dict[str, object]:
@@ -85,16 +89,20 @@ def describe_run(ctx: click.Context, model: "Model", grid: "Grid | None" = None)
 
 @dataclass
 class Record:
-    """What becomes of a run, written to run.json when it ends."""
+    """What becomes of a run, written to run.json when it ends.
+
+    `inside` false: beside an output folder, which holds nothing but frames, and not in it.
+    """
 
     description: Mapping[str, object]
     outputs: list[Path] = field(default_factory=list[Path])
     failures: "Sequence[Failure]" = ()
+    inside: bool = True
     started: float = field(default_factory=time.time)
 
     def write(self, output: Path, *, overwrite: bool) -> Path:
         """Write it into the output folder, or beside an output file; an earlier record is kept, with a number."""
-        place = output / "run.json" if output.is_dir() else output.with_name(f"{output.stem}.run.json")
+        place = output / "run.json" if self.inside and output.is_dir() else output.with_name(f"{output.stem}.run.json")
         name, number = place.stem, 2
         while place.exists() and not overwrite:
             place = place.with_name(f"{name}-{number}.json")
@@ -132,7 +140,8 @@ def picture_metadata(description: Mapping[str, object]) -> dict[str, str]:
     arguments = description["arguments"]
     assert isinstance(arguments, dict)
     hidden = {"photos", "latents", "output", "overwrite", "progress", "model", "cache_dir", "as_json", "metadata"}
-    kept = {key: value for key, value in arguments.items() if key not in hidden and value not in (None, False)}
+    # Not `in (None, False)`: a seed of 0 equals False, and is a setting.
+    kept = {key: value for key, value in arguments.items() if not (key in hidden or value is None or value is False)}
     public = {key: description[key] for key in ("command", "model", "timesteps", "versions")} | {"arguments": kept}
     line = f"ddim-edit {description['command']}, " + ", ".join(f"{key} {value}" for key, value in kept.items())
     return {"parameters": line, "ddim_edit": json.dumps(public, sort_keys=True, default=str)}

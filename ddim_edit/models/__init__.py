@@ -83,9 +83,8 @@ def _download(repo: str, revision: str | None, token: str | None, cache_dir: str
                 "check the name and the network, set HF_ENDPOINT, or give a folder"
             ) from error
 
-    folder = fetch(
-        "config.json", "scheduler_config.json", "scheduler/scheduler_config.json", "labels.json", "*.safetensors"
-    )
-    if not any(folder.rglob("*.safetensors")):
+    settings = "config.json", "scheduler_config.json", "scheduler/scheduler_config.json", "labels.json"
+    folder = fetch(*settings, f"{unet2d.WEIGHTS}.safetensors")
+    if not any(folder.rglob(f"{unet2d.WEIGHTS}.safetensors")):
         folder = fetch(f"{unet2d.WEIGHTS}.bin")
     return folder

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddim_edit.denoiser import Condition, PredictionType
-from ddim_edit.errors import ConfigError, ModelError
+from ddim_edit.errors import ModelError
 from ddim_edit.models.base import Labels, Model, weights_hash
 from ddim_edit.schedule import NoiseSchedule
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
 
 WEIGHTS = "diffusion_pytorch_model"
+POINTER = b"version https://git-lfs"
 # Attention layers were renamed in diffusers 0.17; checkpoints from before keep the old names.
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
@@ -64,22 +65,20 @@ def load(folder: Path, *, name: str, device: torch.device, dtype: torch.dtype) -
     config = _read_json(network_folder / "config.json")
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
-        raise ModelError(f"{network_folder} holds a {kind}; this version loads UNet2DModel (pixel models) only")
+        raise ModelError(
+            f"{network_folder / 'config.json'} describes a {kind}; this version loads UNet2DModel (pixel models) only"
+        )
     scheduler_file = _find_scheduler(folder)
     scheduler = _read_json(scheduler_file)
+    schedule, prediction = _parse_scheduler(scheduler, scheduler_file)
     weights_file, weights = _read_weights(network_folder)
     module = _build(config, weights, weights_file, device, dtype)
-    try:
-        schedule = NoiseSchedule.from_config(scheduler)
-        prediction = PredictionType.parse(str(scheduler.get("prediction_type") or "epsilon"))
-    except ConfigError as error:
-        raise ModelError(f"{scheduler_file}: {error}") from error
     return Model(
         network=UNet2DNetwork(module, dtype),
         schedule=schedule,
         prediction=prediction,
         shape=_shape(config, network_folder),
-        labels=_labels(config, folder),
+        labels=_labels(config, network_folder, folder),
         name=name,
         weights=weights_hash(weights),
         size_multiple=2 ** (len(cast(list[str], module.config["down_block_types"])) - 1),
@@ -114,12 +113,25 @@ def _find_scheduler(folder: Path) -> Path:
     )
 
 
+def _parse_scheduler(scheduler: Mapping[str, object], path: Path) -> tuple[NoiseSchedule, PredictionType]:
+    if not scheduler.keys() & {"beta_schedule", "beta_start", "trained_betas"}:  # a score SDE or a flow, say
+        raise ModelError(f"{path}: {scheduler.get('_class_name')} has no betas; only schedules made of betas are read")
+    try:
+        schedule = NoiseSchedule.from_config(scheduler)
+        return schedule, PredictionType.parse(str(scheduler.get("prediction_type") or "epsilon"))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
 def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """The file and its tensors as float32, under today's names, checked to be finite."""
     candidates = [folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
         raise ModelError(f"{folder} has no weights: neither {candidates[0].name} nor {candidates[1].name}")
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ModelError(f"{path} is a pointer of git LFS, not the weights; run 'git lfs pull' in its folder")
     weights = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     renamed: dict[str, Tensor] = {}
     for key, value in weights.items():
@@ -156,8 +168,11 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             "ask its author for safetensors"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({str(error).splitlines()[0]}); fetch the file again") from error
-    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ModelError(f"{path} cannot be read ({reason}); fetch the file again") from error
+    if not isinstance(weights, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+    ):
         raise ModelError(f"{path} is no table of tensors; re-save it with torch.save(module.state_dict(), ...)")
     return weights
 
@@ -172,7 +187,7 @@ def _build(
         # On the meta device nothing is allocated: the checkpoint's tensors become the parameters.
         with torch.device("meta"):
             module = cast(UNet2DModel, UNet2DModel.from_config(dict(config)))
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise ModelError(f"{path.parent / 'config.json'} makes no network ({error})") from error
     expected = module.state_dict()
     missing, unexpected = sorted(expected.keys() - weights), sorted(weights.keys() - expected)
@@ -204,11 +219,14 @@ def _shape(config: Mapping[str, object], folder: Path) -> tuple[int, int, int]:
     return 3, height, width
 
 
-def _labels(config: Mapping[str, object], folder: Path) -> Labels | None:
+def _labels(config: Mapping[str, object], network_folder: Path, folder: Path) -> Labels | None:
     """The classes, with names and null class from labels.json where the folder has one."""
     count = config.get("num_class_embeds")
     if config.get("class_embed_type") is not None:
-        raise ModelError(f"class_embed_type {config['class_embed_type']!r} is not supported; only tables of labels are")
+        raise ModelError(
+            f"{network_folder / 'config.json'}: class_embed_type {config['class_embed_type']!r} is not supported; "
+            "only tables of labels (null) are"
+        )
     if not isinstance(count, int):
         return None
     path = folder / "labels.json"

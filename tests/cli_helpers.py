@@ -1,0 +1,53 @@
+"""Running the command line inside the test process, and the small models and photos that it runs on."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from helpers import DDPM_CONFIG, save_pipeline_folder, tiny_unet
+from PIL import Image
+
+from ddim_edit.cli import main
+
+SIDE = 16  # SSIM needs 11 pixels
+SCHEDULER = {**DDPM_CONFIG, "clip_sample": False}  # no note on stderr
+LABELS = {"names": ["cat", "dog", "none"], "null": 2}
+
+
+class Outcome(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run_cli(*arguments: object, capsys: pytest.CaptureFixture[str]) -> Outcome:
+    """Run `ddim-edit` with these arguments; whatever escapes except SystemExit fails the test."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        main([str(argument) for argument in arguments])
+    code = exit_.value.code
+    assert isinstance(code, int)
+    return Outcome(code, *capsys.readouterr())
+
+
+def save_tiny_model(folder: Path, *, seed: int = 0, labels: dict[str, object] | None = None) -> Path:
+    """A random U-Net for 16x16 photos as a model folder; with labels, for three classes."""
+    classes = {} if labels is None else {"num_class_embeds": 3}
+    save_pipeline_folder(folder, tiny_unet(seed, sample_size=SIDE, **classes), SCHEDULER)
+    if labels:
+        (folder / "labels.json").write_text(json.dumps(labels))
+    return folder
+
+
+def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (20, 24)) -> Path:
+    """Colour noise of (height, width)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its relative path; empty where there is no folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}

@@ -1,0 +1,726 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import click
+import numpy as np
+import pytest
+import torch
+from cli_helpers import LABELS, SIDE, files_in, run_cli, save_photo, save_tiny_model
+from PIL import Image
+
+from ddim_edit import models
+from ddim_edit.cli import cli as command_line
+from ddim_edit.cli import options
+from ddim_edit.cli.pictures import interpolate as interpolate_command
+from ddim_edit.decoding import decode
+from ddim_edit.doctor import Check
+from ddim_edit.images import FITS, find_photos, read_image, read_metadata, to_uint8
+from ddim_edit.interpolation import How
+from ddim_edit.inversion import encode
+from ddim_edit.latents import Latents
+from ddim_edit.models import load_model
+from ddim_edit.schedule import SPACINGS
+from ddim_edit.solvers import SOLVERS
+
+ROUNDTRIP_KEYS = [
+    *("image", "steps", "solver", "inverse", "spacing", "mse", "psnr", "ssim", "max_error", "changed_8bit"),
+    *("evaluations", "latent", "seconds"),
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "labelled", labels=LABELS)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    return [save_photo(folder / f"{name}.png", seed) for seed, name in enumerate("abc")]
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("DDIM_EDIT_")]:
+        monkeypatch.delenv(name)
+    return partial(run_cli, capsys=capsys)
+
+
+@pytest.fixture
+def tiny(run, model):
+    """Run a command with the tiny model; the run must succeed."""
+
+    def go(command, *arguments):
+        outcome = run(command, "--model", model, *arguments)
+        assert outcome.code == 0, outcome.stderr
+        return outcome
+
+    return go
+
+
+def picture(path):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def record(path):
+    return json.loads(Path(path).read_text())
+
+
+# Choices
+
+
+@pytest.mark.parametrize(
+    ("written", "defined"),
+    [
+        (options.SPACINGS, SPACINGS),
+        (options.DTYPES, models.DTYPES),
+        (options.FITS, FITS),
+        (options.SOLVERS, SOLVERS),
+        (next(p.type.choices for p in interpolate_command.params if p.name == "how"), get_args(How)),
+    ],
+    ids=["spacings", "dtypes", "fits", "solvers", "paths"],
+)
+def test_choices_written_out_equal_those_of_the_modules(written, defined):
+    assert list(written) == list(defined)
+
+
+@pytest.mark.parametrize("name", sorted(command_line.commands))
+def test_every_command_explains_itself(run, name):
+    outcome = run(name, "-h")
+    assert outcome.code == 0
+    assert outcome.stdout.startswith(f"Usage: ddim-edit {name}")
+    assert outcome.stderr == ""
+
+
+@pytest.mark.parametrize("command", command_line.commands.values(), ids=lambda command: command.name)
+def test_every_option_can_be_written_with_dashes_only(command):
+    spellings = [o for p in command.params if isinstance(p, click.Option) for o in (*p.opts, *p.secondary_opts)]
+    assert not [spelling for spelling in spellings if "_" in spelling]
+
+
+# encode
+
+
+def test_encode_writes_a_file_a_photo_and_says_how_each_comes_back(tiny, photos, tmp_path):
+    outcome = tiny("encode", *photos[:2], "-n", 4, "-o", "out")
+    assert set(files_in(tmp_path / "out")) == {"a.safetensors", "b.safetensors", "run.json"}
+    assert [line.split(":")[0] for line in outcome.stdout.splitlines() if not line.startswith(" ")] == ["a", "b"]
+    latents = Latents.load(tmp_path / "out" / "b.safetensors")
+    assert latents.names == ["b"]
+    assert latents.how["timesteps"] == [0, 250, 500, 750]
+    assert f"{latents.photos[0].quality.psnr:.1f} dB" in outcome.stdout.splitlines()[-3]
+
+
+def test_encode_into_one_file_keeps_the_order(tiny, photos, tmp_path):
+    tiny("encode", *reversed(photos), "-n", 2, "-o", "all.safetensors", "--batch-size", 2)
+    assert Latents.load(tmp_path / "all.safetensors").names == ["c", "b", "a"]
+    assert set(files_in(tmp_path)) == {"all.safetensors", "all.run.json"}
+
+
+def test_encode_json_prints_one_object_a_photo_and_nothing_else(tiny, photos):
+    rows = [json.loads(line) for line in tiny("encode", *photos, "-n", 4, "--json").stdout.splitlines()]
+    assert [row["image"] for row in rows] == ["a", "b", "c"]
+    assert all(row["steps"] == row["evaluations"] == 4 for row in rows)
+    assert set(rows[0]["health"]) == {"rms", "excess_kurtosis", "neighbour_correlation"}
+    assert set(rows[0]["quality"]) == {"mse", "psnr", "ssim", "max_error", "changed_8bit"}
+
+
+def test_encode_takes_folders_and_archives(tiny, photos, tmp_path):
+    np.savez(tmp_path / "set.npz", images=np.zeros((2, SIDE, SIDE, 3), np.uint8))
+    tiny("encode", photos[0].parent, "set.npz", "-n", 2, "-o", "out.safetensors", "--no-check")
+    assert Latents.load(tmp_path / "out.safetensors").names == ["a", "b", "c", "set_00000", "set_00001"]
+
+
+def test_limit_takes_the_first_photos(tiny, photos, tmp_path):
+    tiny("encode", *photos, "--limit", 2, "-n", 2, "-o", "out.safetensors")
+    assert Latents.load(tmp_path / "out.safetensors").names == ["a", "b"]
+
+
+def test_no_check_encodes_the_same_without_decoding(tiny, photos, tmp_path):
+    tiny("encode", photos[0], "-n", 4, "-o", "checked")
+    tiny("encode", photos[0], "-n", 4, "-o", "unchecked", "--no-check")
+    checked, unchecked = (Latents.load(tmp_path / name / "a.safetensors") for name in ("checked", "unchecked"))
+    assert checked.photos[0].quality is not None
+    assert unchecked.photos[0].quality is None
+    assert torch.equal(checked.x, unchecked.x)
+
+
+def test_until_encodes_part_of_the_way_and_decodes_from_there(tiny, photos, model, tmp_path):
+    outcome = tiny("encode", photos[0], "-n", 4, "--until", 300, "-o", "out")
+    assert "encoded part of the way" in outcome.stdout
+    latents = Latents.load(tmp_path / "out" / "a.safetensors")
+    assert latents.level.t == 250
+    assert latents.how["timesteps"] == [0, 250]
+    tiny("decode", "out/a.safetensors", "-o", "back")
+    assert (picture("back/a.png") == to_uint8(decode(load_model(model), latents))[0]).all()
+
+
+@pytest.mark.parametrize(("every", "kept"), [(1, [0, 250, 500, 750]), (2, [250, 750]), (3, [500])])
+def test_save_trajectory_keeps_every_kth_x(tiny, photos, tmp_path, every, kept):
+    tiny("encode", photos[0], "-n", 4, "--save-trajectory", every, "-o", "out")
+    latents = Latents.load(tmp_path / "out" / "a.safetensors")
+    assert list(latents.trajectory_t) == kept
+    assert latents.trajectory.shape == (len(kept), 1, 3, SIDE, SIDE)
+    if kept[-1] == 750:
+        assert torch.equal(latents.trajectory[-1], latents.x)
+
+
+def test_size_changes_the_size_of_the_latents(tiny, photos, tmp_path):
+    tiny("encode", photos[0], "--size", "16x20", "-n", 2, "-o", "out")
+    assert Latents.load(tmp_path / "out" / "a.safetensors").x.shape == (1, 3, 16, 20)
+
+
+@pytest.mark.parametrize("fit", FITS)
+def test_fit_is_how_the_photo_gets_the_models_shape(tiny, photos, model, tmp_path, fit):
+    tiny("encode", photos[0], "--fit", fit, "-n", 2, "--no-check", "-o", "out")
+    pixels = read_image(photos[0], (SIDE, SIDE), fit)[None]
+    assert torch.equal(
+        Latents.load(tmp_path / "out" / "a.safetensors").x, encode(load_model(model), pixels, grid=2, check=False).x
+    )
+
+
+def test_a_label_and_guidance_are_recorded_and_used(run, labelled, photos, tmp_path):
+    base = ("encode", photos[0], "--model", labelled, "-n", 2, "--no-check")
+    assert run(*base, "-o", "none").code == 0
+    assert run(*base, "-o", "dog", "--label", "dog").code == 0
+    assert run(*base, "-o", "guided", "--label", 1, "--guidance", 3).code == 0
+    none, dog, guided = (Latents.load(tmp_path / n / "a.safetensors") for n in ("none", "dog", "guided"))
+    assert [part.how["denoiser"] for part in (none, dog, guided)] == [{}, {"label": 1}, {"label": 1, "guidance": 3.0}]
+    assert [part.photos[0].evaluations for part in (none, dog, guided)] == [2, 2, 4]
+    assert not torch.equal(none.x, dog.x)
+    assert not torch.equal(dog.x, guided.x)
+
+
+# decode
+
+
+def test_saved_latents_decode_bit_for_bit_like_those_in_memory(tiny, photos, model, tmp_path):
+    tiny("encode", *photos, "-n", 3, "-o", "all.safetensors")
+    tiny("decode", "all.safetensors", "-o", "back")
+    network = load_model(model)
+    pixels = torch.stack([photo.read(network.image_size) for photo in find_photos(photos)])
+    latents = encode(network, pixels, grid=3)
+    loaded = Latents.load(tmp_path / "all.safetensors")
+    assert torch.equal(latents.x, loaded.x)
+    restored = decode(network, latents)
+    assert torch.equal(decode(network, loaded), restored)
+    for name, expected in zip("abc", to_uint8(restored), strict=True):
+        assert (picture(f"back/{name}.png") == expected).all()
+
+
+def test_decode_numbers_names_that_repeat(tiny, photos, tmp_path):
+    tiny("encode", photos[0], "-n", 2, "-o", "one")
+    tiny("decode", "one/a.safetensors", "one/a.safetensors", "-o", "back")
+    found = files_in(tmp_path / "back")
+    assert set(found) == {"a.png", "a-2.png", "run.json"}
+    assert found["a.png"] == found["a-2.png"]
+
+
+def test_decode_takes_another_number_of_steps(tiny, photos, model, tmp_path):
+    tiny("encode", photos[0], "-n", 2, "-o", "one")
+    tiny("decode", "one/a.safetensors", "-n", 4, "-o", "back")
+    latents = Latents.load(tmp_path / "one" / "a.safetensors")
+    assert (picture("back/a.png") == to_uint8(decode(load_model(model), latents, grid=4))[0]).all()
+
+
+@pytest.mark.parametrize("eta", ["1", "sigma-hat"])
+def test_the_noise_of_decoding_belongs_to_the_picture_and_not_to_its_file(tiny, photos, tmp_path, eta):
+    tiny("encode", *photos[:2], "-n", 3, "-o", "each")
+    tiny("encode", *photos[:2], "-n", 3, "-o", "all.safetensors")
+    noisy = ("--eta", eta, "--seed", 5, "--no-metadata", "--micro-batch", 4)
+    tiny("decode", "each/a.safetensors", "each/b.safetensors", *noisy, "-o", "from-each")
+    tiny("decode", "all.safetensors", *noisy, "-o", "from-all")
+    tiny("decode", "all.safetensors", *noisy, "--seed", 6, "-o", "other-seed")
+    tiny("decode", "all.safetensors", "--no-metadata", "-o", "no-noise")
+    each, all_, other, none = (files_in(tmp_path / n) for n in ("from-each", "from-all", "other-seed", "no-noise"))
+    for name in ("a.png", "b.png"):
+        assert each[name] == all_[name] != other[name] != none[name]
+
+
+def test_force_decodes_latents_of_another_model(run, tiny, photos, labelled):
+    tiny("encode", photos[0], "-n", 2, "-o", "one")
+    assert run("decode", "one/a.safetensors", "--model", labelled, "-o", "back").code == 1
+    assert run("decode", "one/a.safetensors", "--model", labelled, "-o", "back", "--force").code == 0
+
+
+# roundtrip
+
+
+def test_roundtrip_prints_a_line_a_photo_and_the_mean(tiny, photos):
+    outcome = tiny("roundtrip", *photos, "-n", 3)
+    *lines, mean = outcome.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["a", "b", "c"]
+    assert all(" dB, mse " in line and " ssim " in line for line in lines)
+    assert mean.startswith("mean of 3: mse ")
+    assert mean.endswith("3 steps, leading, top t = 666")
+    assert outcome.stderr == ""
+
+
+def test_roundtrip_json_has_exactly_the_promised_keys(tiny, photos):
+    outcome = tiny("roundtrip", *photos, "-n", 4, "--json")
+    rows = [json.loads(line) for line in outcome.stdout.splitlines()]
+    assert [row["image"] for row in rows] == ["a", "b", "c"]
+    for row in rows:
+        assert list(row) == ROUNDTRIP_KEYS
+        assert (row["steps"], row["solver"], row["inverse"], row["spacing"]) == (4, "ddim", "explicit", "leading")
+        assert row["evaluations"] == {"encode": 4, "decode": 4}
+        assert set(row["latent"]) == {"rms", "excess_kurtosis", "neighbour_correlation"}
+        assert row["seconds"] > 0
+        assert row["psnr"] == pytest.approx(-10 * np.log10(row["mse"]))
+    assert outcome.stderr.startswith("mean of 3: ")
+
+
+def test_roundtrip_agrees_with_the_check_of_encode(tiny, photos):
+    row = json.loads(tiny("roundtrip", photos[0], "-n", 3, "--json").stdout)
+    quality = json.loads(tiny("encode", photos[0], "-n", 3, "--json").stdout)["quality"]
+    assert {key: row[key] for key in quality} == quality
+
+
+def test_roundtrip_writes_pictures_where_it_is_asked_to(tiny, photos, tmp_path):
+    tiny("roundtrip", photos[0], "-n", 2)
+    assert files_in(tmp_path) == {}
+    tiny("roundtrip", photos[0], "-n", 2, "-o", "out")
+    assert set(files_in(tmp_path / "out")) == {"a_recon.png", "run.json"}
+
+
+# interpolate
+
+
+def test_three_photos_make_an_mp4_of_exactly_90_frames(tiny, photos, tmp_path):
+    av = pytest.importorskip("av")
+    outcome = tiny("interpolate", *photos, "-n", 2, "--decode-steps", 1, "--frames", 90, "-o", "m.mp4")
+    with av.open(str(tmp_path / "m.mp4")) as container:
+        frames = list(container.decode(video=0))
+    assert len(frames) == 90
+    assert {(frame.format.name, frame.width, frame.height) for frame in frames} == {("yuv420p", 256, 256)}
+    assert record(tmp_path / "m.run.json")["arguments"]["frames"] == 90
+    assert outcome.stdout == ""
+
+
+def test_a_morph_starts_and_ends_with_the_decoded_photos(tiny, photos, tmp_path):
+    tiny("encode", *photos, "-n", 2, "-o", "all.safetensors")
+    tiny("decode", "all.safetensors", "-o", "back")
+    tiny("interpolate", *photos, "-n", 2, "--frames", 5, "--scale", 2, "-o", "frames")
+    assert set(files_in(tmp_path / "frames")) == {f"frame_{k:06d}.png" for k in range(5)}
+    for frame, name in ((0, "a"), (2, "b"), (4, "c")):
+        shown = picture(f"frames/frame_{frame:06d}.png")[::2, ::2].astype(int)
+        assert abs(shown - picture(f"back/{name}.png")).max() <= 1  # batches of 5 and 3 round differently
+
+
+def test_latents_files_make_the_morph_of_their_photos(tiny, photos, tmp_path):
+    tiny("encode", *photos, "-n", 2, "-o", "each")
+    tiny("interpolate", *photos, "-n", 2, "--frames", 4, "--micro-batch", 4, "-o", "photos.webp")
+    latents = [f"each/{name}.safetensors" for name in "abc"]
+    tiny("interpolate", *latents, "--frames", 4, "--micro-batch", 4, "-o", "latents.webp")
+    with Image.open(tmp_path / "photos.webp") as one, Image.open(tmp_path / "latents.webp") as other:
+        assert one.n_frames == other.n_frames == 4
+        for frame in range(4):
+            one.seek(frame)
+            other.seek(frame)
+            assert abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1
+
+
+def test_path_and_decode_steps_change_the_frames_between(tiny, photos, tmp_path):
+    tiny("encode", *photos[:2], "-n", 4, "-o", "all.safetensors")
+    for name, flags in {"plain": (), "lerp": ("--path", "lerp"), "fewer": ("--decode-steps", 2)}.items():
+        tiny("interpolate", "all.safetensors", "--frames", 3, *flags, "-o", name)
+    plain, lerp, fewer = (files_in(tmp_path / name) for name in ("plain", "lerp", "fewer"))
+    middle = "frame_000001.png"
+    assert plain[middle] != lerp[middle]
+    assert plain["frame_000000.png"] == lerp["frame_000000.png"] != fewer["frame_000000.png"]
+
+
+def test_a_folder_of_frames_holds_frames_only_and_can_be_replaced(tiny, run, photos, tmp_path):
+    arguments = ("interpolate", *photos[:2], "-n", 2, "--frames", 3, "-o", "frames")
+    tiny(*arguments)
+    assert set(files_in(tmp_path)) == {*(f"frames/frame_{k:06d}.png" for k in range(3)), "frames.run.json"}
+    assert run(*arguments).code == 1
+    tiny(*arguments, "--frames", 2, "--overwrite")
+    assert set(files_in(tmp_path / "frames")) == {f"frame_{k:06d}.png" for k in range(2)}
+
+
+# sample
+
+
+def test_sample_writes_a_picture_a_seed_and_a_sheet(tiny, tmp_path):
+    tiny("sample", "--seeds", "3,5-6", "-n", 2, "-o", "out")
+    assert set(files_in(tmp_path / "out")) == {
+        *("seed0003.png", "seed0005.png", "seed0006.png", "sheet.png", "run.json")
+    }
+    assert picture("out/seed0003.png").shape == (SIDE, SIDE, 3)
+
+
+def test_sample_writes_an_array_of_the_same_pictures(tiny, tmp_path):
+    tiny("sample", "--seeds", "0-2", "-n", 2, "-o", "out")
+    tiny("sample", "--seeds", "0-2", "-n", 2, "-o", "out.npz")
+    with np.load(tmp_path / "out.npz") as archive:
+        assert archive.files == ["arr_0"]
+        array = archive["arr_0"]
+    assert array.dtype == np.uint8
+    assert (array == [picture(f"out/seed{seed:04d}.png") for seed in range(3)]).all()
+
+
+def test_a_seed_draws_the_same_picture_in_any_batch(tiny, tmp_path):
+    common = ("-n", 2, "--eta", 1, "--micro-batch", 4, "--no-metadata")
+    tiny("sample", "--seeds", "0-5", *common, "--batch-size", 5, "-o", "many")
+    tiny("sample", "--seeds", "4", *common, "-o", "one")
+    assert (tmp_path / "many" / "seed0004.png").read_bytes() == (tmp_path / "one" / "seed0004.png").read_bytes()
+
+
+def test_eta_and_sigma_hat_draw_different_pictures(tiny, tmp_path):
+    drawn = {}
+    for eta in ("0", "0.5", "1", "sigma-hat"):
+        tiny("sample", "--seeds", 0, "-n", 4, "--eta", eta, "--no-metadata", "-o", eta)
+        drawn[eta] = (tmp_path / eta / "seed0000.png").read_bytes()
+    tiny("sample", "--seeds", 0, "-n", 4, "--no-metadata", "-o", "default")
+    assert len(set(drawn.values())) == 4
+    assert drawn["0"] == (tmp_path / "default" / "seed0000.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "timesteps"),
+    [
+        (("--timestep-respacing", "ddim4"), [0, 250, 500, 750]),
+        (("--timestep-respacing", "2,1"), [0, 499, 500]),
+        (("--timesteps", "0,400,200"), [0, 200, 400]),
+        (("-n", 4, "--timestep-spacing", "trailing"), [249, 499, 749, 999]),
+        (("-n", 3, "--spacing", "linspace"), [0, 500, 999]),
+    ],
+    ids=["constant stride", "sections", "given", "trailing", "linspace"],
+)
+def test_every_way_of_choosing_timesteps_is_recorded(tiny, flags, timesteps):
+    tiny("sample", "--seeds", 0, *flags, "-o", "out")
+    assert record("out/run.json")["timesteps"] == timesteps
+
+
+@pytest.mark.parametrize(("output", "drawing"), [("out", "out/steps.png"), ("out.v2", "out.v2/steps.png")])
+def test_watch_draws_the_steps_into_the_folder(tiny, output, drawing):
+    tiny("sample", "--seeds", "0-1", "-n", 4, "--watch", 2, "-o", output)
+    assert drawing in record(f"{output}/run.json")["outputs"]
+    assert picture(drawing).shape[1] > 2 * SIDE
+
+
+def test_watch_draws_the_steps_beside_an_array(tiny, tmp_path):
+    tiny("sample", "--seeds", 0, "-n", 2, "--watch", 1, "-o", "out.npz")
+    assert set(files_in(tmp_path)) == {"out.npz", "out.steps.png", "out.run.json"}
+
+
+def test_a_label_by_name_and_by_number_draws_the_same(run, labelled, tmp_path):
+    for name, flags in {"name": ("--label", "dog"), "number": ("--label", 1), "none": ()}.items():
+        base = ("sample", "--model", labelled, "--seeds", 0, "-n", 2, "--no-metadata")
+        assert run(*base, *flags, "-o", name).code == 0
+    named, numbered, none = ((tmp_path / n / "seed0000.png").read_bytes() for n in ("name", "number", "none"))
+    assert named == numbered != none
+
+
+def test_clip_keeps_predicted_photos_in_range(tiny):
+    tiny("sample", "--seeds", 0, "-n", 4, "--clip", 0.5, "-o", "out")
+    assert picture("out/seed0000.png").min() >= 63
+    assert picture("out/seed0000.png").max() <= 192
+
+
+# info and doctor
+
+
+def test_info_describes_a_model(tiny, run, model, labelled):
+    facts = json.loads(tiny("info", "--json", "-n", 4).stdout)
+    assert facts["model"] == "tiny"
+    assert facts["photo size"] == [SIDE, SIDE]
+    assert facts["labels"] is None
+    assert facts["weights sha256"] == load_model(model).weights
+    assert facts["grid"] == {"steps": 4, "spacing": "leading", "timesteps": [0, 250, 500, 750]}
+    assert json.loads(run("info", labelled, "--json").stdout)["labels"] == LABELS["names"]
+    plain = run("info", model).stdout
+    assert "photo size      [16, 16]" in plain.splitlines()
+
+
+def test_info_describes_latents(tiny, run, photos):
+    tiny("encode", *photos[:2], "-n", 4, "-o", "all.safetensors", "--save-trajectory", 2)
+    facts = json.loads(run("info", "all.safetensors", "--json").stdout)
+    assert facts["photos"] == 2
+    assert facts["shape"] == [2, 3, SIDE, SIDE]
+    assert facts["level"] == "t = 750"
+    assert facts["how"]["timesteps"] == [0, 250, 500, 750]
+    assert facts["trajectory"] == [250, 750]
+    assert [photo["name"] for photo in facts["records"]] == ["a", "b"]
+    assert "level" in run("info", "all.safetensors").stdout
+
+
+def test_doctor_prints_one_line_a_check(run, monkeypatch, model):
+    monkeypatch.setitem(models.BUNDLED, "small", model)
+    outcome = run("doctor", "--json")
+    rows = [json.loads(line) for line in outcome.stdout.splitlines()]
+    assert {"python", "torch", "torchvision", "device", "bundled model", "mp4"} <= {row["name"] for row in rows}
+    assert all(list(row) == ["name", "ok", "detail", "optional"] for row in rows)
+    assert outcome.code == int(not all(row["ok"] or row["optional"] for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [
+        ([Check("a", True, "fine")], 0),
+        ([Check("a", True, "fine"), Check("b", False, "absent", optional=True)], 0),
+        ([Check("b", False, "broken"), Check("a", True, "fine")], 1),
+    ],
+    ids=["all well", "optional missing", "broken"],
+)
+def test_doctor_fails_only_where_something_needed_is_broken(run, monkeypatch, found, code):
+    monkeypatch.setattr("ddim_edit.doctor.checks", lambda: iter(found))
+    outcome = run("doctor")
+    assert outcome.code == code
+    assert outcome.stdout.splitlines() == [f"{'ok  ' if c.ok else 'FAIL'}  {c.name}: {c.detail}" for c in found]
+
+
+def test_the_bundled_model_needs_no_option(run, photos):
+    row = json.loads(run("roundtrip", photos[0], "-n", 2, "--json").stdout)
+    assert row["evaluations"] == {"encode": 2, "decode": 2}
+
+
+# Spellings, environment, run.json
+
+
+def test_both_spellings_of_options_and_choices_are_accepted(tiny, photos, tmp_path):
+    tiny("encode", photos[0], "--num_inference_steps", 2, "--timestep_spacing", "quadratic_full", "-o", "one")
+    tiny("encode", photos[0], "--num-inference-steps", 2, "--timestep-spacing", "quadratic-full", "-o", "two")
+    one, two = files_in(tmp_path / "one"), files_in(tmp_path / "two")
+    assert one["a.safetensors"] == two["a.safetensors"]
+    assert Latents.load(tmp_path / "one" / "a.safetensors").how["spacing"] == "quadratic-full"
+
+
+def test_the_environment_sets_options_and_flags_win(tiny, monkeypatch, photos, tmp_path):
+    monkeypatch.setenv("DDIM_EDIT_ENCODE_NUM_INFERENCE_STEPS", "3")
+    monkeypatch.setenv("DDIM_EDIT_ENCODE_OUTPUT", "chosen")
+    monkeypatch.setenv("DDIM_EDIT_DECODE_NUM_INFERENCE_STEPS", "7")
+    tiny("encode", photos[0])
+    assert len(Latents.load(tmp_path / "chosen" / "a.safetensors").how["timesteps"]) == 3
+    tiny("encode", photos[0], "-n", 2, "-o", "flag")
+    assert len(Latents.load(tmp_path / "flag" / "a.safetensors").how["timesteps"]) == 2
+
+
+def test_run_json_says_everything_about_the_run(tiny, photos, model):
+    tiny("encode", *photos[:2], "-n", 2, "-o", "out")
+    found = record("out/run.json")
+    assert set(found) == {
+        *("command", "arguments", "model", "timesteps", "device", "threads", "versions"),
+        *("started", "seconds", "outputs", "failures"),
+    }
+    assert found["command"] == "encode"
+    assert found["arguments"]["photos"] == [str(photo) for photo in photos[:2]]
+    assert found["arguments"]["num_inference_steps"] == 2
+    assert found["model"] == {"name": "tiny", **load_model(model).space}
+    assert found["timesteps"] == [0, 500]
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["outputs"] == [str(Path("out") / f"{name}.safetensors") for name in "ab"]
+    assert found["failures"] == []
+
+
+CONFIGS = {
+    "encode": ("encode", "{a}", "{b}", "--size", "16x20", "--until", 600),
+    "encode timesteps": ("encode", "{a}", "--timesteps", "0,200,400.5", "--fit", "pad"),
+    "encode one": ("encode", "{a}", "-o", "first.safetensors", "--save-trajectory", 1),
+    "roundtrip": ("roundtrip", "{a}", "--spacing", "trailing"),
+    "sample": ("sample", "--seeds", "2,4-5", "--eta", "sigma-hat", "--watch", 1, "--clip", 2),
+    "sample eta": ("sample", "--seeds", "1", "--eta", 0.5, "--no-metadata"),
+    "interpolate": ("interpolate", "{a}", "{b}", "--frames", 3, "--path", "lerp", "-o", "first.webp"),
+    "decode": ("decode", "{latents}", "--eta", 1, "--seed", 3),
+}
+
+
+@pytest.mark.parametrize("arguments", CONFIGS.values(), ids=CONFIGS)
+def test_config_repeats_a_run_to_the_byte(tiny, run, photos, tmp_path, arguments):
+    tiny("encode", *photos, "-n", 2, "-o", "made.safetensors")
+    names = {"a": photos[0], "b": photos[1], "latents": "made.safetensors"}
+    filled = [str(argument).format(**names) for argument in arguments]
+    steps = () if "--timesteps" in filled else ("-n", 4)
+    output = Path(filled[filled.index("-o") + 1] if "-o" in filled else "first")
+    tiny(*filled, *steps, "-o", output)
+    saved = output.with_name(f"{output.stem}.run.json") if output.suffix else output / "run.json"
+    again = output.with_name(f"again{output.suffix}")
+    assert run(filled[0], "--config", saved, "-o", again).code == 0
+    if output.suffix:
+        assert (tmp_path / again).read_bytes() == (tmp_path / output).read_bytes()
+        return
+    first, second = files_in(tmp_path / output), files_in(tmp_path / again)
+    assert first.pop("run.json") != second.pop("run.json")
+    assert first == second
+    assert first
+
+
+def test_flags_win_over_the_config(tiny, run, photos, tmp_path):
+    tiny("encode", photos[0], "-n", 2, "-o", "first")
+    assert run("encode", photos[1], "--config", "first/run.json", "-n", 3, "-o", "second").code == 0
+    assert set(files_in(tmp_path / "second")) == {"b.safetensors", "run.json"}
+    assert len(Latents.load(tmp_path / "second" / "b.safetensors").how["timesteps"]) == 3
+
+
+def test_a_later_run_json_gets_a_number(tiny, photos, tmp_path):
+    tiny("encode", photos[0], "-n", 2, "-o", "out")
+    before = files_in(tmp_path / "out")
+    tiny("encode", photos[1], "-n", 2, "-o", "out")
+    tiny("encode", photos[2], "-n", 2, "-o", "out")
+    after = files_in(tmp_path / "out")
+    assert set(after) - set(before) == {"b.safetensors", "c.safetensors", "run-2.json", "run-3.json"}
+    assert {name: after[name] for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("command", "output"),
+    [
+        ("encode", "out"),
+        ("encode", "out.safetensors"),
+        ("roundtrip", "out"),
+        ("interpolate", "out.webp"),
+        ("sample", "out"),
+        ("sample", "out.npz"),
+    ],
+)
+def test_nothing_is_replaced_unless_overwrite_is_given(tiny, run, model, photos, tmp_path, command, output):
+    given = ("--seeds", "0-1") if command == "sample" else photos[:2]
+    flags = ("--frames", 2) if command == "interpolate" else ()
+    base = (command, *given, *flags, "--model", model, "-o", output)
+    assert run(*base, "-n", 2).code == 0
+    before = files_in(tmp_path)
+    refused = run(*base, "-n", 3)
+    assert refused.code == 1
+    assert "pass --overwrite" in refused.stderr
+    assert files_in(tmp_path) == before
+    assert run(*base, "-n", 3, "--overwrite").code == 0
+    after = files_in(tmp_path)
+    assert set(after) == set(before)
+    assert all(after[name] != before[name] for name in before)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("encode", "{a}", "{b}", "{c}"), ("sample", "--seeds", "0-2", "--eta", 1)], ids=lambda a: a[0]
+)
+def test_the_same_command_twice_writes_the_same_bytes(tiny, photos, tmp_path, arguments):
+    filled = [str(a).format(**dict(zip("abc", photos, strict=True))) for a in arguments]
+    for output in ("one", "two"):
+        tiny(*filled, "-n", 3, "-o", output)
+        (tmp_path / output / "run.json").unlink()
+    assert files_in(tmp_path / "one") == files_in(tmp_path / "two") != {}
+
+
+# PNG metadata
+
+
+def test_pictures_carry_their_settings_and_no_paths(tiny, photos, model, tmp_path):
+    tiny("encode", photos[0], "-n", 2, "-o", "one")
+    tiny("decode", tmp_path / "one" / "a.safetensors", "-o", tmp_path / "back", "--eta", 1, "--seed", 0)
+    tiny("sample", "--seeds", 0, "-n", 2, "-o", tmp_path / "drawn", "--cache-dir", tmp_path / "cache")
+    for path in (tmp_path / "back" / "a.png", tmp_path / "drawn" / "seed0000.png", tmp_path / "drawn" / "sheet.png"):
+        texts = read_metadata(path)
+        assert set(texts) == {"parameters", "ddim_edit"}
+        everything = " ".join(texts.values())
+        assert not any(str(place) in everything for place in (tmp_path, model.parent, photos[0].parent, Path.home()))
+        assert json.loads(texts["ddim_edit"])["model"]["weights"] == load_model(model).weights
+    assert "num_inference_steps 2" in read_metadata(tmp_path / "drawn" / "seed0000.png")["parameters"]
+    assert "seed 0" in read_metadata(tmp_path / "back" / "a.png")["parameters"]
+
+
+def test_the_order_of_options_leaves_no_trace(tiny, tmp_path):
+    tiny("sample", "--seeds", 0, "-n", 2, "--eta", 1, "-o", "one")
+    tiny("sample", "-o", "two", "--eta", 1, "-n", 2, "--seeds", 0)
+    assert (tmp_path / "one" / "seed0000.png").read_bytes() == (tmp_path / "two" / "seed0000.png").read_bytes()
+
+
+def test_no_metadata_leaves_pictures_bare(tiny, photos):
+    tiny("encode", photos[0], "-n", 2, "-o", "one")
+    tiny("decode", "one/a.safetensors", "--no-metadata", "-o", "back")
+    tiny("sample", "--seeds", 0, "-n", 2, "--no-metadata", "-o", "drawn")
+    assert [read_metadata(Path(p)) for p in ("back/a.png", "drawn/seed0000.png", "drawn/sheet.png")] == [{}, {}, {}]
+
+
+# The terminal
+
+
+@pytest.mark.parametrize(
+    ("terminal", "flags", "shown"),
+    [(True, (), True), (False, (), False), (True, ("--no-progress",), False)],
+    ids=["terminal", "file", "switched off"],
+)
+def test_a_bar_is_drawn_on_a_terminal_only(tiny, monkeypatch, photos, terminal, flags, shown):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    outcome = tiny("roundtrip", photos[0], "-n", 2, "--json", *flags)
+    assert ("roundtrip: " in outcome.stderr) is shown
+    json.loads(outcome.stdout)
+
+
+def test_results_go_to_stdout_and_messages_to_stderr(tiny, photos):
+    outcome = tiny("encode", photos[0], "-n", 2, "-o", "out")
+    assert outcome.stderr == "wrote out (1 done)\n"
+    assert "wrote" not in outcome.stdout
+    assert tiny("sample", "--seeds", 0, "-n", 2, "-o", "drawn").stdout == ""
+
+
+def test_a_setting_that_is_not_applied_is_said_once_on_stderr(run, model, tmp_path):
+    folder = save_tiny_model(tmp_path / "clipping")
+    scheduler = folder / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(scheduler.read_text().replace('"clip_sample": false', '"clip_sample": true'))
+    outcome = run("info", folder, "--json")
+    assert outcome.stderr.startswith("note: the scheduler file asks for clip_sample")
+    assert outcome.stderr.count("\n") == 1
+    json.loads(outcome.stdout)
+
+
+def test_debug_shows_where_an_error_comes_from(capsys):
+    from ddim_edit.cli import main
+    from ddim_edit.errors import ImageError
+
+    with pytest.raises(ImageError):
+        main(["--debug", "encode", "nothing-here.jpg"])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()], ids=["ctrl-c", "abort"])
+def test_an_interrupted_command_ends_with_130(run, monkeypatch, error):
+    def stop():
+        raise error
+
+    monkeypatch.setattr("ddim_edit.doctor.checks", stop)
+    outcome = run("doctor")
+    assert outcome.code == 130
+    assert outcome.stderr.strip() == "interrupted; finished files are kept, nothing is half-written"
+
+
+def test_ctrl_c_keeps_what_is_finished_and_leaves_no_temporary_files(model, tmp_path):
+    np.savez(tmp_path / "many.npz", images=np.zeros((500, SIDE, SIDE, 3), np.uint8))
+    arguments = ["encode", "many.npz", "-o", "out", "--model", str(model), "-n", "40", "--batch-size", "2"]
+    # Where a shell started the tests in the background, children ignore SIGINT unless told otherwise.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"from ddim_edit.cli import main; main({arguments})"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("out/many*.safetensors")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert errors.strip().endswith("interrupted; finished files are kept, nothing is half-written")
+    found = list((tmp_path / "out").iterdir())
+    assert 0 < len(found) < 500
+    for path in found:
+        assert path.suffix == ".safetensors"
+        assert not path.name.startswith(".")
+        Latents.load(path)

@@ -1,0 +1,311 @@
+import itertools
+from dataclasses import replace
+from types import GeneratorType
+
+import pytest
+import torch
+from helpers import gaussian_noise, relative_rms, save_pipeline_folder, tiny_unet
+from model_helpers import SIZE, counted_model, cpu, mixture_model, photos
+from torch import Tensor
+
+import ddim_edit as de
+from ddim_edit.errors import ConfigError, LatentsError, NumericsError
+from ddim_edit.interpolation import How
+from ddim_edit.noise import GivenNoise, SeededNoise
+from ddim_edit.ode import Step
+from ddim_edit.recipe import Recipe
+from ddim_edit.schedule import Spacing
+
+ZERO_SNR = de.NoiseSchedule.from_config({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory) -> de.Model:
+    """Three classes, the last of which stands for none."""
+    network = tiny_unet(sample_size=SIZE, num_class_embeds=3)
+    folder = save_pipeline_folder(tmp_path_factory.mktemp("unet") / "unet", network)
+    (folder / "labels.json").write_text('{"names": ["cat", "dog", "none"], "null": 2}')
+    return cpu(folder)
+
+
+def encoded(model: de.Model, count: int = 2, steps: int = 10) -> de.Latents:
+    return de.encode(model, photos(count), grid=steps, check=False)
+
+
+class TestDecode:
+    @pytest.mark.parametrize("spacing", ["leading", "trailing", "quadratic"])
+    def test_by_default_the_grid_of_the_encoding_is_walked_back(self, spacing: Spacing):
+        model = mixture_model()
+        grid = de.Grid.build(model.schedule, 10, spacing)
+        latents = de.encode(model, photos(2), grid=grid, check=False)
+        seen: list[float] = []
+        restored = de.decode(model, latents, on_step=lambda step: seen.append(step.level.t))
+        assert seen == [level.t for level in reversed(grid[:-1])]
+        assert restored.equal(de.decode(model, latents, grid=grid, solver=de.Ddim(), denoiser=model.denoiser()))
+
+    def test_label_and_guidance_are_those_of_the_encoding(self, unet: de.Model):
+        denoiser = unet.denoiser("dog", guidance=1.5)
+        latents = de.encode(unet, photos(2), grid=5, denoiser=denoiser, check=False)
+        assert latents.how["denoiser"] == {"label": 1, "guidance": 1.5}
+        assert latents.photos[0].evaluations == 10
+        restored = de.decode(unet, latents)
+        assert restored.equal(de.decode(unet, latents, denoiser=denoiser))
+        assert not restored.equal(de.decode(unet, latents, denoiser=unet.denoiser("cat")))
+
+    def test_the_result_is_float_on_the_cpu_without_a_graph_and_not_clamped(self, unet: de.Model):
+        latents = encoded(unet)
+        pictures = de.decode(unet, replace(latents, x=(50 * latents.x).requires_grad_()))
+        assert (pictures.shape, pictures.dtype, pictures.device.type) == ((2, 3, SIZE, SIZE), torch.float32, "cpu")
+        assert not pictures.requires_grad
+        assert pictures.abs().max() > 1.5
+
+    def test_the_latents_are_left_as_they_were(self, unet: de.Model):
+        latents = encoded(unet)
+        before = latents.x.clone()
+        de.decode(unet, latents)
+        assert latents.x.equal(before)
+
+    def test_a_random_solver_takes_the_given_noise(self):
+        model = mixture_model()
+        latents = encoded(model)
+        random = de.Ddim(eta=1.0)
+        a, b, c = (
+            de.decode(model, latents, solver=random, noise=SeededNoise(seeds)) for seeds in ((0, 1), (0, 1), (2, 3))
+        )
+        assert a.equal(b)
+        assert not a.equal(c)
+        with pytest.raises(ConfigError, match="eta is 1, so the steps need noise"):
+            de.decode(model, latents, solver=random)
+
+    def test_another_models_latents_are_refused_unless_forced(self, unet: de.Model):
+        other = replace(unet, weights="0123456789abcdef", name="other")
+        latents, before = encoded(unet), de.decode(unet, encoded(unet))
+        with pytest.raises(LatentsError, match=r"model other differ in weights: .* here, 0123456789abcdef there") as e:
+            de.decode(other, latents)
+        assert "schedule" not in str(e.value)
+        assert de.decode(other, latents, force=True).equal(before)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("solver", {"name": "future"}),
+            ("solver", {"name": "ddim", "momentum": 1}),
+            ("solver", {"eta": 0}),
+            ("solver", "ddim"),
+            ("timesteps", [0, 5000]),
+            ("timesteps", ["a"]),
+            ("timesteps", []),
+            ("denoiser", {"map_x0": "custom"}),
+            ("denoiser", {"label": 3}),
+        ],
+    )
+    def test_what_cannot_be_restored_must_be_given(self, key: str, value: object):
+        model = mixture_model()
+        latents = encoded(model)
+        strange = replace(latents, how={**latents.how, key: value})
+        with pytest.raises(LatentsError, match=f"latents' {key} .* cannot be restored; give it explicitly"):
+            de.decode(model, strange)
+        given = de.decode(model, strange, grid=10, solver=de.Ddim(), denoiser=model.denoiser())
+        assert given.equal(de.decode(model, latents))
+
+    @pytest.mark.parametrize("key", ["timesteps", "solver", "denoiser"])
+    def test_a_record_without_the_key(self, key: str):
+        latents = encoded(mixture_model())
+        poor = replace(latents, how={name: value for name, value in latents.how.items() if name != key})
+        with pytest.raises(LatentsError, match=f"latents' {key} None cannot be restored"):
+            de.decode(mixture_model(), poor)
+
+    def test_partial_latents_start_at_their_own_level_of_a_whole_grid(self):
+        model = mixture_model()
+        latents = de.encode(model, photos(2), grid=de.Grid.build(model.schedule, 20).until(500), check=False)
+        seen: list[float] = []
+        back = de.decode(model, latents, grid=10, on_step=lambda step: seen.append(step.level.t))
+        assert seen == [400, 300, 200, 100, 0, -1]
+        assert relative_rms(back, de.decode(model, latents)) < 0.3
+
+    def test_partial_latents_at_no_level_of_the_grid(self):
+        model = mixture_model()
+        latents = de.encode(model, photos(2), grid=de.Grid.build(model.schedule, 20).until(450), check=False)
+        with pytest.raises(LatentsError, match="the latents are at t = 450, which is no level of this grid"):
+            de.decode(model, latents, grid=10)
+
+    def test_latents_of_another_shape(self):
+        model = mixture_model()
+        latents = replace(encoded(model), x=torch.zeros(2, 3, SIZE, 8))
+        with pytest.raises(ConfigError, match=r"x_T is \(3, 12, 8\), but the model takes \(3, 12, 12\)"):
+            de.decode(model, latents)
+
+    def test_the_state_is_never_half_precision(self):
+        model = mixture_model()
+        for dtype in (torch.float16, torch.bfloat16):
+            latents = encoded(model)
+            with pytest.raises(ConfigError, match=rf"x_T is {dtype}; give float32 or float64"):
+                de.decode(model, replace(latents, x=latents.x.to(dtype)))
+
+    def test_a_level_without_signal_for_an_epsilon_network(self):
+        model, calls = counted_model(schedule=ZERO_SNR)
+        recipe = Recipe(de.Grid.build(ZERO_SNR, 5), de.Ddim(), model.denoiser())
+        latents = de.Latents(photos(1), recipe.grid[5], model.space, recipe.to_json())
+        for run in (lambda: de.decode(model, latents), lambda: de.sample(model, [0], grid=5)):
+            with pytest.raises(ConfigError, match="an epsilon model cannot use t = 999, where no signal is left"):
+                run()
+        assert calls == []
+
+    def test_a_network_that_breaks_down_stops_the_run_with_the_number_of_the_step(self):
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            return torch.full_like(x, torch.nan if t[0] < 700 else 0.0)
+
+        model = de.Model.from_function(network, mixture_model().schedule, (3, SIZE, SIZE))
+        with pytest.raises(NumericsError, match=r"not finite after step 4 of 10 \(t = 500\)"):
+            de.sample(model, [0], grid=10)
+
+
+class TestSample:
+    def test_seeds_make_the_same_bits_in_any_order_of_a_batch(self, unet: de.Model):
+        pictures = de.sample(unet, [0, 1, 2, 3], grid=5)
+        for order in ([3, 2, 1, 0], [1, 3, 0, 2]):
+            assert de.sample(unet, order, grid=5).equal(pictures[order])
+
+    @pytest.mark.parametrize("eta", [0.0, 1.0])
+    def test_seeds_make_the_same_picture_in_any_batch(self, unet: de.Model, eta: float):
+        def draw(*seeds: int) -> Tensor:
+            return de.sample(unet, seeds, grid=5, solver=de.Ddim(eta))
+
+        batch = draw(5, 6, 7)
+        for row, seed in enumerate((5, 6, 7)):
+            assert relative_rms(draw(seed)[0], batch[row]) < 1e-5
+        assert not draw(5).equal(draw(6))
+
+    def test_micro_batches_make_the_same_bits_in_every_batch(self, unet: de.Model):
+        model = unet.micro_batched(4)
+        pictures = de.sample(model, range(8), grid=5)
+        assert de.sample(model, [6], grid=5).equal(pictures[6:7])
+        assert de.sample(model, [5, 2, 7], grid=5).equal(pictures[[5, 2, 7]])
+
+    def test_seeds_stand_for_their_gaussian_noise(self, unet: de.Model):
+        x_t = de.gaussian([3, 4], unet.shape)
+        assert de.sample(unet, x_t, grid=5).equal(de.sample(unet, [3, 4], grid=5))
+
+    def test_given_noise_takes_the_place_of_the_seeds(self):
+        model = mixture_model()
+        noise = gaussian_noise(0, 5, 2, *model.shape).float()
+        random = de.Ddim(eta=1.0)
+        x_t = de.gaussian([3, 4], model.shape)
+        given, same = (de.sample(model, x, grid=5, solver=random, noise=GivenNoise(noise)) for x in ([3, 4], x_t))
+        assert given.equal(same)
+        assert not given.equal(de.sample(model, [3, 4], grid=5, solver=random))
+
+    def test_given_x_needs_given_noise(self):
+        with pytest.raises(ConfigError, match="the steps need noise"):
+            de.sample(mixture_model(), photos(1), grid=5, solver=de.Ddim(eta=0.5))
+
+    def test_the_condition_matters(self, unet: de.Model):
+        cat, dog, none = (de.sample(unet, [0], grid=5, denoiser=unet.denoiser(label)) for label in ("cat", "dog", None))
+        assert not cat.equal(dog)
+        assert none.equal(de.sample(unet, [0], grid=5))
+
+    def test_grids_as_levels_numbers_and_respacings(self):
+        model = mixture_model()
+        number = de.sample(model, [0], grid=10)
+        assert number.equal(de.sample(model, [0], grid="ddim10"))
+        assert number.equal(de.sample(model, [0], grid=de.Grid.build(model.schedule, 10)))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+    def test_noise_of_another_type_or_shape(self, dtype: torch.dtype):
+        with pytest.raises(ConfigError, match=f"x_T is {dtype}; give float32 or float64"):
+            de.sample(mixture_model(), torch.zeros(1, 3, SIZE, SIZE, dtype=dtype), grid=5)
+        with pytest.raises(ConfigError, match=r"x_T is \(3, 8, 8\), but the model takes \(3, 12, 12\)"):
+            de.sample(mixture_model(), torch.zeros(1, 3, 8, 8), grid=5)
+
+    def test_the_same_noise_gives_like_pictures_at_any_number_of_steps(self):
+        """Consistency (DDIM, section 5.2)."""
+        model = mixture_model()
+        few, many, other = (de.sample(model, [seed], grid=steps) for seed, steps in ((0, 20), (0, 200), (1, 200)))
+        assert relative_rms(few, many) < 0.5 * relative_rms(other, many)
+
+
+class TestMorph:
+    @pytest.mark.parametrize(("keys", "frames", "batch"), [(2, 2, 8), (2, 9, 4), (3, 3, 1), (3, 10, 3), (4, 5, 8)])
+    def test_the_frames_are_counted_exactly(self, keys: int, frames: int, batch: int):
+        model = mixture_model()
+        made = list(de.morph(model, encoded(model, keys, 3), frames, batch_size=batch))
+        assert [frame.shape for frame in made] == [(3, SIZE, SIZE)] * frames
+
+    def test_every_photo_falls_on_a_frame_of_its_own(self, unet: de.Model):
+        latents = encoded(unet, 3, 5)
+        frames = torch.stack(list(de.morph(unet, latents, 7, batch_size=7)))
+        keys = de.decode(unet, latents)
+        for key, frame in enumerate((0, 3, 6)):
+            assert relative_rms(frames[frame], keys[key]) < 1e-4
+
+    @pytest.mark.parametrize("batch", [1, 4])
+    def test_the_ends_are_the_decoded_keys_bit_for_bit_in_batches_of_one_size(self, unet: de.Model, batch: int):
+        latents = encoded(unet, 2, 5)
+        frames = list(de.morph(unet, latents, 2 * batch, batch_size=batch))
+        assert frames[0].equal(de.decode(unet, latents.select([0] * batch))[0])
+        assert frames[-1].equal(de.decode(unet, latents.select([1] * batch))[-1])
+
+    def test_micro_batches_make_the_same_bits_for_every_batch_size(self, unet: de.Model):
+        model = unet.micro_batched(4)
+        latents = encoded(model, 2, 5)
+        frames = [torch.stack(list(de.morph(model, latents, 6, batch_size=size))) for size in (1, 4, 5, 8)]
+        assert all(other.equal(frames[0]) for other in frames[1:])
+        keys = de.decode(model, latents)
+        assert frames[0][0].equal(keys[0])
+        assert frames[0][-1].equal(keys[1])
+
+    def test_only_one_batch_is_decoded_at_a_time(self):
+        model, calls = counted_model()
+        latents = encoded(model, 2, 3)
+        calls.clear()
+        frames = de.morph(model, latents, 10, batch_size=4)
+        assert isinstance(frames, GeneratorType)
+        assert calls == []
+        after: list[list[int]] = []
+        for _ in range(10):
+            next(frames)
+            after.append(list(calls))
+        one, two, three = [4] * 3, [4] * 6, [4] * 6 + [2] * 3
+        assert after == [one] * 4 + [two] * 4 + [three] * 2
+
+    def test_between_the_keys_slerp_keeps_the_norm_and_lerp_loses_it(self):
+        model = mixture_model()
+        latents = encoded(model, 2, 3)
+        starts: dict[How, Tensor] = {}
+        hows: tuple[How, ...] = ("slerp", "lerp")
+        for how in hows:
+            seen: list[Tensor] = []
+
+            def network(x: Tensor, t: Tensor, condition: object, seen: list[Tensor] = seen) -> Tensor:
+                seen.append(x)
+                return x
+
+            list(de.morph(replace(model, network=network), latents, 3, how=how))
+            starts[how] = seen[0]
+        assert starts["slerp"].equal(de.along(latents.x, torch.tensor([0, 0.5, 1])))
+        assert starts["lerp"][1].norm() < 0.9 * starts["slerp"][1].norm()
+
+    def test_on_another_grid_with_fewer_steps(self):
+        model = mixture_model()
+        latents = encoded(model, 2, 20)
+        seen: list[Step] = []
+        frames = list(de.morph(model, latents, 2, grid=5, on_step=seen.append))
+        assert len(seen) == 5
+        assert torch.stack(frames).equal(de.decode(model, latents, grid=5))
+
+    def test_the_recipe_of_the_keys_is_kept(self, unet: de.Model):
+        latents = de.encode(unet, photos(2), grid=4, denoiser=unet.denoiser("cat"), check=False)
+        frames = list(itertools.islice(de.morph(unet, latents, 4, batch_size=4), 4))
+        assert frames[0].equal(de.decode(unet, latents.select([0, 0, 0, 0]))[0])
+
+    @pytest.mark.parametrize(
+        ("keys", "frames", "match"),
+        [(1, 5, "a morph needs two photos or more, not 1"), (3, 2, "frames=2 but there are 3 keys")],
+    )
+    def test_too_few_photos_or_frames(self, keys: int, frames: int, match: str):
+        model, calls = counted_model()
+        latents = encoded(model, keys, 3)
+        calls.clear()
+        with pytest.raises(ConfigError, match=match):
+            next(de.morph(model, latents, frames))
+        assert calls == []
