@@ -53,6 +53,7 @@ class PhotoBatches:
 
     def __iter__(self) -> Iterator[PhotoBatch]:
         """Yield the readable photos; only the last batch may be smaller."""
+        self.failures.clear()  # those of an earlier walk
         records: list[PhotoRecord] = []
         pixels: list[Tensor] = []
         for photo in self.photos:

@@ -54,14 +54,14 @@ def prepare_output(*paths: Path, overwrite: bool) -> None:
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names, with `-2`, `-3`, ... behind those that were taken already (whatever the case of their letters)."""
-    taken: set[str] = set()
+    """Put `-2`, `-3`, ... behind names that were taken already; letter case does not count, as on some disks."""
     unique: list[str] = []
+    taken: dict[str, int] = {}  # name -> the highest number given to it
     for name in names:
-        candidate, number = name, 2
-        while candidate.lower() in taken:
-            candidate = f"{name}-{number}"
+        number = taken.get(name.casefold(), 0) + 1
+        while (candidate := name if number == 1 else f"{name}-{number}").casefold() in taken:
             number += 1
-        taken.add(candidate.lower())
+        taken[name.casefold()] = number
+        taken.setdefault(candidate.casefold(), 1)
         unique.append(candidate)
     return unique

@@ -21,7 +21,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ddim_edit.errors import ConfigError, ImageError, NumericsError
-from ddim_edit.files import atomic
+from ddim_edit.files import atomic, unique_names
 
 Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[Fit, ...] = get_args(Fit)
@@ -104,11 +104,11 @@ def find_photos(arguments: Sequence[Path]) -> list[Photo]:
         ImageError: a path does not exist, a folder has no images, or an archive is not as described.
     """
     found = [photo for path in arguments for photo in _photos_at(path)]
-    names = _unique([photo.name for photo in found])
+    names = unique_names([photo.name for photo in found])
     return [Photo(name, p.path, p.row, p.pixels) for name, p in zip(names, found, strict=True)]
 
 
-def read_image(path: Path, size: tuple[int, int], fit: Fit = "crop", *, max_pixels: int = MAX_PIXELS) -> Tensor:
+def read_image(path: str | Path, size: tuple[int, int], fit: Fit = "crop", *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read a photo of any kind as RGB: turned upright by its EXIF, transparency laid over white, at the wanted size.
 
     Args:
@@ -124,6 +124,7 @@ def read_image(path: Path, size: tuple[int, int], fit: Fit = "crop", *, max_pixe
         ImageError: the file is missing, no photo, damaged, animated, too small, too large or of an odd kind.
         ConfigError: `fit` is none of the three.
     """
+    path = Path(path)
     with _opened(path) as image:
         _check_header(path, image, max_pixels)
         image.load()
@@ -131,7 +132,7 @@ def read_image(path: Path, size: tuple[int, int], fit: Fit = "crop", *, max_pixe
     return to_tensor(_fitted(photo, size, fit))
 
 
-def write_image(pixels: Tensor, path: Path, *, metadata: Mapping[str, str] | None = None) -> None:
+def write_image(pixels: Tensor, path: str | Path, *, metadata: Mapping[str, str] | None = None) -> None:
     """Write a PNG whole or not at all; the same picture and metadata give the same bytes.
 
     Args:
@@ -144,6 +145,7 @@ def write_image(pixels: Tensor, path: Path, *, metadata: Mapping[str, str] | Non
         NumericsError: values that are not finite.
         OutputError: the file cannot be written.
     """
+    path = Path(path)
     if path.suffix.lower() != ".png":
         raise ImageError(f"{path} would not be a PNG; pictures are written as .png only, rename it")
     if pixels.ndim != 3:
@@ -156,9 +158,9 @@ def write_image(pixels: Tensor, path: Path, *, metadata: Mapping[str, str] | Non
         image.save(temporary, format="PNG", pnginfo=texts)
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def read_metadata(path: str | Path) -> dict[str, str]:
     """Read the text chunks of a PNG; other kinds of pictures have none, and what is no picture is an ImageError."""
-    with _opened(path) as image:
+    with _opened(Path(path)) as image:
         texts: dict[str, str] = getattr(image, "text", {})
         return {str(keyword): str(text) for keyword, text in texts.items()}
 
@@ -334,17 +336,3 @@ def _npz_images(path: Path) -> NDArray[np.uint8]:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or len(images) == 0:
         raise ImageError(f"{path}: `images` is {images.dtype} {images.shape}; it must be uint8 (N, H, W, 3), N >= 1")
     return images
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Number the later ones of equal names; letter case does not count, for it does not on every disk."""
-    unique: list[str] = []
-    taken: dict[str, int] = {}
-    for name in names:
-        number = taken.get(name.casefold(), 0) + 1
-        while (candidate := name if number == 1 else f"{name}-{number}").casefold() in taken:
-            number += 1
-        taken[name.casefold()] = number
-        taken.setdefault(candidate.casefold(), 1)
-        unique.append(candidate)
-    return unique

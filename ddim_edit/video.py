@@ -7,7 +7,6 @@ where frames come from.
 """
 
 import io
-import math
 import os
 import re
 import shutil
@@ -62,7 +61,7 @@ def check_video_path(path: Path, *, fps: float = 30) -> None:
     if suffix not in _WRITERS:
         known = ", ".join(name for name in _WRITERS if name)
         raise ImageError(f"{path}: unknown suffix {path.suffix}; use {known}, or none for a folder of PNG frames")
-    if not (math.isfinite(fps) and 0.1 <= fps <= 240):
+    if not 0.1 <= fps <= 240:
         raise ConfigError(f"fps={fps}; choose from 0.1 to 240 frames a second")
     if suffix == ".gif" and fps > _MAX_GIF_FPS:
         raise ConfigError(f"fps={fps} but viewers slow a GIF down above {_MAX_GIF_FPS}; choose fps <= 50 or .webp")
@@ -71,7 +70,7 @@ def check_video_path(path: Path, *, fps: float = 30) -> None:
     _check_free(path)
 
 
-def write_video(frames: Iterable[Tensor], path: Path, *, fps: float = 30, scale: int = 1, crf: int = 14) -> int:
+def write_video(frames: Iterable[Tensor], path: str | Path, *, fps: float = 30, scale: int = 1, crf: int = 14) -> int:
     """Write frames as a video, an animation or a folder, whole or not at all, holding one frame at a time.
 
     `.mp4` is H.264 that plays everywhere (yuv420p, BT.709, limited range, index first); an odd side gets one more row
@@ -83,7 +82,7 @@ def write_video(frames: Iterable[Tensor], path: Path, *, fps: float = 30, scale:
         path: the file or folder; a folder that holds nothing but frames is replaced.
         fps: frames a second.
         scale: enlarge every pixel to `scale` x `scale`.
-        crf: quality of the mp4, 0 (best) to 51.
+        crf: quality of the mp4, 1 (best) to 51 (smallest).
 
     Returns:
         The number of frames written.
@@ -95,9 +94,10 @@ def write_video(frames: Iterable[Tensor], path: Path, *, fps: float = 30, scale:
         NumericsError: a frame has values that are not finite.
         OutputError: the place cannot be written to.
     """
+    path = Path(path)
     check_video_path(path, fps=fps)
-    if not 0 <= crf <= 51:
-        raise ConfigError(f"crf={crf}; choose from 0 (best) to 51 (smallest)")
+    if not 1 <= crf <= 51:  # at 0 H.264 is lossless, in a profile that phones and browsers do not play
+        raise ConfigError(f"crf={crf}; choose from 1 (best) to 51 (smallest)")
     pictures = _pictures(frames, scale)
     first = next(pictures, None)
     if first is None:

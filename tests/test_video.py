@@ -148,6 +148,13 @@ def test_a_gif_at_30_frames_a_second(tmp_path):
     assert durations(tmp_path / "a.gif") == [30, 40, 30, 30, 40, 30]
 
 
+def test_a_gif_begins_and_ends_as_it_should(tmp_path):
+    write_video(smooth_frames(2), tmp_path / "a.gif")
+    content = (tmp_path / "a.gif").read_bytes()
+    assert content[:6] == b"GIF89a"
+    assert content[-2:] == b"\0;"
+
+
 @pytest.mark.parametrize("name", ANIMATIONS)
 def test_animations_repeat_for_ever(tmp_path, name):
     write_video(smooth_frames(2), tmp_path / name)
@@ -197,11 +204,30 @@ def test_crf_trades_quality_for_size(tmp_path):
 
 
 def test_an_mp4_keeps_colours(tmp_path):
-    patches = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128), (200, 120, 90)]
+    patches = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0), (128, 128, 128)]
+    patches += [(200, 120, 90), (60, 60, 200), (160, 90, 20), (40, 160, 60), (150, 30, 120)]
     frame = np.array(patches, np.uint8)[None].repeat(16, axis=0).repeat(16, axis=1)
     write_video([to_tensor(frame)] * 3, tmp_path / "a.mp4")
     middle = read_mp4(tmp_path / "a.mp4")[0][8, 8::16]
     assert np.abs(middle.astype(int) - patches).max() <= 4
+
+
+def test_an_mp4_holds_the_planes_of_bt709(tmp_path):
+    frame = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8).repeat(3, axis=0).repeat(3, axis=1)
+    write_video([to_tensor(frame)], tmp_path / "a.mp4", crf=1)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        (got,) = [each.to_ndarray(format="yuv420p") for each in container.decode(video=0)]
+    red, green, blue = np.moveaxis(frame / 255, -1, 0)
+    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    for place, (plane, colour) in enumerate([(got[48:60], blue), (got[60:], red)]):
+        chroma = (colour - luma) / (1.8556, 1.5748)[place]
+        corners = [chroma[row::2, column::2] for row in (0, 1) for column in (0, 1)]
+        error = plane.reshape(24, 24) - (128 + 224 * sum(corners) / 4)
+        assert np.abs(error).max() < 3
+        assert abs(error.mean()) < 0.2
+    error = got[:48] - (16 + 219 * luma)
+    assert np.abs(error).max() < 3
+    assert abs(error.mean()) < 0.2, "not rounded to the nearest"
 
 
 @pytest.mark.parametrize(("height", "width"), [(31, 48), (32, 47), (9, 9)])
@@ -373,7 +399,7 @@ def test_a_gif_is_not_faster_than_viewers_play_it(tmp_path):
     check_video_path(tmp_path / "a.webp", fps=60)
 
 
-@pytest.mark.parametrize(("option", "value"), [("crf", -1), ("crf", 52), ("scale", 0)])
+@pytest.mark.parametrize(("option", "value"), [("crf", 0), ("crf", 52), ("scale", 0)])
 def test_impossible_options(tmp_path, option, value):
     with pytest.raises(ConfigError, match=f"{option}={value}"):
         write_video(smooth_frames(1), tmp_path / "a.mp4", **{option: value})

@@ -1,0 +1,153 @@
+"""The exact architecture and files of google/ddpm-celebahq-256, with random weights: the real ones are not needed here.
+
+The folder's small JSON files are 790 and 256 bytes on the hub; so are ours, which guards every value in them.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import gaussian_noise, relative_rms
+from model_helpers import STEM, cpu, with_old_names
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ddim_edit.models import Model
+from ddim_edit.models.base import weights_hash
+
+NETWORK: Mapping[str, object] = {
+    "_class_name": "UNet2DModel",
+    "_diffusers_version": "0.0.4",
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "block_out_channels": [128, 128, 256, 256, 512, 512],
+    "center_input_sample": False,
+    "down_block_types": [*["DownBlock2D"] * 4, "AttnDownBlock2D", "DownBlock2D"],
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-06,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 256,
+    "time_embedding_type": "positional",
+    "up_block_types": ["UpBlock2D", "AttnUpBlock2D", *["UpBlock2D"] * 4],
+}
+SCHEDULER: Mapping[str, object] = {
+    "_class_name": "DDPMScheduler",
+    "_diffusers_version": "0.1.1",
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "clip_sample": True,
+    "num_train_timesteps": 1000,
+    "trained_betas": None,
+    "variance_type": "fixed_small",
+}
+NARROW = {**NETWORK, "block_out_channels": [32, 32, 32, 32, 64, 64], "sample_size": 64}
+# Load, encode and decode in two steps with the network off; say what it took. Peak memory is that of a fresh process.
+ROUND_TRIP = """
+import json, resource, socket, sys, time
+def refuse(*arguments): raise OSError("no network in this test")
+socket.socket.connect = socket.getaddrinfo = refuse
+import torch
+torch.set_num_threads(1)
+import ddim_edit as de, ddim_edit.inversion, diffusers.models.unets.unet_2d
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+imported, started = peak(), time.perf_counter()
+model = de.load_model(sys.argv[1], device="cpu")
+loaded, ready = peak(), time.perf_counter()
+photo = torch.linspace(-1, 1, 256).expand(1, 3, 256, 256)
+latents = de.encode(model, photo, grid=2)
+print(json.dumps({
+    "weights": model.weights, "shape": list(latents.x.shape), "finite": bool(latents.x.isfinite().all()),
+    "psnr": latents.photos[0].quality.psnr, "parameters": model.facts["parameters"],
+    "MiB imported": imported, "MiB loaded": loaded, "MiB peak": peak(),
+    "s load": ready - started, "s round trip": time.perf_counter() - ready,
+}))
+"""
+
+
+def exact_text(config: Mapping[str, object]) -> str:
+    return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+
+def random_weights(config: Mapping[str, object]) -> dict[str, Tensor]:
+    """Small seeded numbers for every tensor of the architecture, without ever building it."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    with torch.device("meta"):
+        shapes = UNet2DModel.from_config(dict(config)).state_dict()  # pyright: ignore
+    draw = torch.Generator().manual_seed(0)
+    return {key: torch.randn(value.shape, generator=draw) / value[0].numel() ** 0.5 for key, value in shapes.items()}
+
+
+def write_folder(folder: Path, config: Mapping[str, object], weights: dict[str, Tensor], *, safe: bool) -> Path:
+    """As on the hub: everything at the root, and code that nobody asked for."""
+    folder.mkdir()
+    (folder / "config.json").write_text(exact_text(config))
+    (folder / "scheduler_config.json").write_text(exact_text(SCHEDULER))
+    (folder / "modeling_ddpm.py").write_text("raise SystemExit('executed')")
+    index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"], "unet": ["x", "UNet2DModel"]}
+    (folder / "model_index.json").write_text(exact_text(index))
+    if safe:
+        save_file(weights, folder / f"{STEM}.safetensors")
+    else:
+        torch.save(with_old_names(weights), folder / f"{STEM}.bin")
+    return folder
+
+
+def test_the_files_are_those_of_the_hub_to_the_byte():
+    assert (len(exact_text(NETWORK)), len(exact_text(SCHEDULER))) == (790, 256)
+
+
+class TestNarrow:
+    """All settings and files of the real one, a quarter of its width and size."""
+
+    @pytest.fixture(scope="class")
+    def model(self, tmp_path_factory: pytest.TempPathFactory) -> Model:
+        folder = tmp_path_factory.mktemp("narrow") / "celebahq"
+        return cpu(write_folder(folder, NARROW, random_weights(NARROW), safe=False))
+
+    def test_it_is_read_as_its_files_say(self, model: Model):
+        assert (model.shape, model.size_multiple, str(model.prediction)) == ((3, 64, 64), 32, "epsilon")
+        assert (len(model.schedule), model.schedule.clean_alpha_bar, model.schedule.steps_offset) == (1000, 1.0, 0)
+        assert model.labels is None
+        assert [note.partition(";")[0] for note in model.notes] == ["the scheduler file asks for clip_sample"]
+        assert model.weights == weights_hash(random_weights(NARROW))
+
+    def test_it_computes_what_diffusers_computes(self, model: Model, tmp_path: Path):
+        from diffusers.models.unets.unet_2d import UNet2DModel
+
+        theirs = UNet2DModel.from_pretrained(write_folder(tmp_path / "m", NARROW, random_weights(NARROW), safe=True))
+        x, t = gaussian_noise(0, 1, 3, 32, 32).float(), torch.tensor([321.0])
+        with torch.no_grad():
+            assert relative_rms(model.network(x, t, None), theirs(x, t).sample) < 1e-6
+
+
+@pytest.mark.slow
+def test_ddpm_celebahq_256_at_full_size(tmp_path: Path):
+    """113,673,219 parameters, 455 MB a file, about 4 s a forward on one CPU core: run with `-m slow -s`."""
+    weights = random_weights(NETWORK)
+    reports: list[dict[str, object]] = []
+    for safe in (False, True):
+        folder = write_folder(tmp_path / f"celebahq-{safe}", NETWORK, weights, safe=safe)
+        command = [sys.executable, "-c", ROUND_TRIP, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        reports.append(json.loads(done.stdout))
+        print("safetensors" if safe else "bin", {key: f"{value}" for key, value in reports[-1].items()})
+        next(folder.glob(f"{STEM}.*")).unlink()
+    for report in reports:
+        assert report["weights"] == weights_hash(weights)
+        assert report["parameters"] == 113_673_219
+        assert report["shape"] == [1, 3, 256, 256]
+        assert report["finite"]
+        assert float(str(report["MiB peak"])) < 2500
