@@ -139,10 +139,13 @@ def require_signal(model: Model, grid: Grid) -> None:
 
 
 def _reaching(grid: Grid, latents: Latents) -> Grid:
-    """The grid from clean up to the level of the latents: partial encodings start below its top."""
+    """The grid from clean up to the level of the latents: partial encodings start below its top.
+
+    Whole ones may be decoded from a lower top as well, because noise is noise at both.
+    """
     t = latents.level.t
     part = grid if grid.timesteps[-1] <= t else grid.until(t)
-    if part.timesteps[-1] != t and t < grid.timesteps[-1]:
+    if part.timesteps[-1] != t and (t < grid.timesteps[-1] or not latents.whole):
         raise LatentsError(f"the latents are at t = {t:g}, which is no level of this grid; leave the grid as encoded")
     return part
 

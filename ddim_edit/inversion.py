@@ -18,7 +18,6 @@ from ddim_edit.recipe import Recipe
 from ddim_edit.solvers import Ddim, Solver, State
 
 GOOD_PSNR = 30.0  # dB; below it a difference is easily seen
-NOISE_SNR = 0.1  # signal / noise below which x is judged as Gaussian noise
 
 
 def encode(
@@ -103,8 +102,8 @@ def advice(record: PhotoRecord) -> list[str]:
 
 
 def _with_health(latents: Latents) -> Latents:
-    if latents.level.signal > NOISE_SNR * latents.level.noise:
-        return latents  # encoded part of the way: x still shows the photo
+    if not latents.whole:
+        return latents
     health = latent_health(latents.x)
     photos = tuple(replace(record, health=h) for record, h in zip(latents.photos, health, strict=True))
     return replace(latents, photos=photos)

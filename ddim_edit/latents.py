@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KEY = "ddim_edit"
+NOISE_SNR = 0.1  # signal / noise below which x counts as Gaussian noise
 
 
 class Header(TypedDict):
@@ -113,6 +114,11 @@ class Latents:
     def __len__(self) -> int:
         """The number of photos."""
         return len(self.x)
+
+    @property
+    def whole(self) -> bool:
+        """Whether x is noise all but for a trace of the photo, and was not encoded only part of the way."""
+        return self.level.signal <= NOISE_SNR * self.level.noise
 
     @property
     def names(self) -> list[str]:

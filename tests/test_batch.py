@@ -100,9 +100,8 @@ class TestEncodePhotos:
         model = cpu(save_pipeline_folder(tmp_path / "my models" / "unet", tiny_unet(sample_size=SIZE)))
         saved = [tmp_path / "once", tmp_path / "twice"]
         for path in saved:
-            de.Latents.join([made.latents for made in encode_photos(model, batches(folder), recipe(model, 2))]).save(
-                path
-            )
+            made = encode_photos(model, batches(folder), recipe(model, 2))
+            de.Latents.join([encoded.latents for encoded in made]).save(path)
         data = saved[0].read_bytes()
         assert data == saved[1].read_bytes()
         for part in (str(tmp_path), "my photos", "my models", ".png"):

@@ -129,6 +129,13 @@ class TestDecode:
         with pytest.raises(LatentsError, match="the latents are at t = 450, which is no level of this grid"):
             de.decode(model, latents, grid=10)
 
+    def test_partial_latents_above_the_whole_grid(self):
+        model = mixture_model()
+        grid = de.Grid.build(model.schedule, 20)
+        latents = de.encode(model, photos(2), grid=grid.until(500), check=False)
+        with pytest.raises(LatentsError, match="the latents are at t = 500, which is no level of this grid"):
+            de.decode(model, latents, grid=grid.until(300))
+
     def test_latents_of_another_shape(self):
         model = mixture_model()
         latents = replace(encoded(model), x=torch.zeros(2, 3, SIZE, 8))

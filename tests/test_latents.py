@@ -251,6 +251,11 @@ class TestRows:
         with pytest.raises(LatentsError, match=field):
             Latents.join([hand_made(), other])
 
+    @pytest.mark.parametrize(("signal", "whole"), [(0.0, True), (0.0995, True), (0.1, False), (1.0, False)])
+    def test_latents_are_whole_where_next_to_no_signal_is_left(self, signal: float, whole: bool):
+        level = Level(500.0, signal, math.sqrt(1 - signal**2))
+        assert replace(hand_made(), level=level).whole is whole
+
     def test_names_are_the_stems_or_the_rows(self):
         assert hand_made().names == ["cat", "00001"]
 

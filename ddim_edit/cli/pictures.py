@@ -56,6 +56,7 @@ def sample(  # noqa: PLR0913
 
     from ddim_edit.decoding import sample as draw
     from ddim_edit.files import prepare_output
+    from ddim_edit.images import write_image
     from ddim_edit.solvers import Ddim
 
     as_array = output.suffix == ".npz"
@@ -67,17 +68,19 @@ def sample(  # noqa: PLR0913
     denoiser = model.denoiser(condition.label, guidance=condition.guidance, clip_x0=clip)
     solver = randomness.solver() or Ddim()
     record = run.Record(run.describe_run(ctx, model, levels), outputs=paths)
+    text = run.picture_metadata(record.description) if metadata else None
     parts: list[Tensor] = []
     with run.Progress("sample", len(seeds) * levels.steps, shown=running.progress) as bar:
         for start in range(0, len(seeds), batch_size):
             on_step = run.both(bar, watching) if watching and start == 0 else bar
             batch = seeds[start : start + batch_size]
             parts.append(draw(model, batch, grid=levels, solver=solver, denoiser=denoiser, on_step=on_step))
-    pictures = torch.cat(parts)
+            for picture, path in zip(parts[-1], paths[start:], strict=False) if not as_array else ():
+                write_image(picture, path, metadata=text)
     if as_array:
-        _write_array(pictures, output)
+        _write_array(torch.cat(parts), output)
     else:
-        _write_pictures(pictures, paths, seeds, run.picture_metadata(record.description) if metadata else None)
+        write_image(_sheet(torch.cat(parts), seeds), paths[-1], metadata=text)
     if watching:
         record.outputs.append(_watch_path(output))
         watching.write(record.outputs[-1])
@@ -94,16 +97,13 @@ def _write_array(pictures: "Tensor", path: Path) -> None:
         np.savez(temporary, arr_0=to_uint8(pictures))
 
 
-def _write_pictures(pictures: "Tensor", paths: list[Path], seeds: list[int], text: dict[str, str] | None) -> None:
-    from ddim_edit.images import write_image
+def _sheet(pictures: "Tensor", seeds: list[int], columns: int = 8) -> "Tensor":
     from ddim_edit.sheets import sheet
 
-    for picture, path in zip(pictures, paths, strict=False):
-        write_image(picture, path, metadata=text)
-    columns = 8
-    rows = [list(pictures[start : start + columns]) for start in range(0, len(pictures), columns)]
-    captions = [[f"seed {seed}" for seed in seeds[start : start + columns]] for start in range(0, len(seeds), columns)]
-    write_image(sheet(rows, captions=captions, scale=_scale(pictures)), paths[-1], metadata=text)
+    starts = range(0, len(pictures), columns)
+    rows = [list(pictures[start : start + columns]) for start in starts]
+    captions = [[f"seed {seed}" for seed in seeds[start : start + columns]] for start in starts]
+    return sheet(rows, captions=captions, scale=_scale(pictures))
 
 
 def _scale(pictures: "Tensor") -> int:
