@@ -215,7 +215,8 @@ def _write_webp(pictures: Iterable[Picture], path: Path, movie: _Movie) -> None:
 
 
 def _riff_chunk(name: bytes, content: bytes) -> bytes:
-    return name + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
+    assert len(content) % 2 == 0  # else a byte of padding would be due
+    return name + struct.pack("<I", len(content)) + content
 
 
 def _int24(value: int) -> bytes:

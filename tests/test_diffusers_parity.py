@@ -56,9 +56,9 @@ def diffusers_run(case: Case) -> list[tuple[Tensor, Tensor]]:
     for row, t in zip(reversed(range(case.steps)), scheduler.timesteps, strict=True):
         out = network(x, t)
         given = noise[row] if case.eta else None
-        made = scheduler.step(out, int(t), x, case.eta, case.use_clipped, variance_noise=given, return_dict=False)
-        x, x0 = made[0], made[1]
-        visited.append((x, x0))
+        made = scheduler.step(out, int(t), x, case.eta, case.use_clipped, variance_noise=given)
+        x = made.prev_sample  # pyright: ignore[reportAttributeAccessIssue]
+        visited.append((x, made.pred_original_sample))  # pyright: ignore[reportAttributeAccessIssue]
     return visited
 
 

@@ -82,9 +82,9 @@ class Folder:
             with torch.no_grad():
                 out: Tensor = unet(x, t, class_labels=labels).sample[:, :3]
             step = None if noise is None else noise[row]
-            made = scheduler.step(out, t, x, variance_noise=step, return_dict=False, **given)  # pyright: ignore
-            x = cast(Tensor, made[0])
-            visited.append((x, cast(Tensor, made[1])))
+            made = scheduler.step(out, t, x, variance_noise=step, **given)  # pyright: ignore
+            x = cast(Tensor, made.prev_sample)  # pyright: ignore[reportAttributeAccessIssue]
+            visited.append((x, cast(Tensor, made.pred_original_sample)))  # pyright: ignore[reportAttributeAccessIssue]
         return visited
 
     def our_steps(self, x: Tensor, steps: int, **settings: float) -> list[tuple[Tensor, Tensor]]:

@@ -143,6 +143,12 @@ def test_durations_add_up(tmp_path, name, unit, fps):
     assert np.ptp(found) <= unit
 
 
+@pytest.mark.parametrize("fps", [240000 / 1001, 0.1001, 240])
+def test_odd_rates_fit_the_numbers_of_an_apng(tmp_path, fps):
+    write_video([smooth(0, 8, 8)] * 2, tmp_path / "a.apng", fps=fps)
+    assert sum(durations(tmp_path / "a.apng")) == pytest.approx(2000 / fps, rel=1e-5)
+
+
 def test_a_gif_at_30_frames_a_second(tmp_path):
     write_video([smooth(0, 8, 8)] * 6, tmp_path / "a.gif", fps=30)
     assert durations(tmp_path / "a.gif") == [30, 40, 30, 30, 40, 30]
