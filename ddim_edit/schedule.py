@@ -25,6 +25,7 @@ Spacing = Literal["leading", "trailing", "linspace", "uniform", "quadratic", "qu
 SPACINGS: tuple[str, ...] = get_args(Spacing)
 
 CLEAN_T = -1.0
+MAX_T = 1_000_000
 
 
 class Level(NamedTuple):
@@ -65,6 +66,10 @@ class NoiseSchedule:
             or (np.diff(a) > 0).any()
         ):
             raise ConfigError("alpha_bar must be one row of numbers in [0, 1] that never rises; check the betas")
+        if not a[0] <= self.clean_alpha_bar <= 1:
+            raise ConfigError(
+                f"clean_alpha_bar is {self.clean_alpha_bar:g}; choose it in [{a[0]:g} (that of t = 0), 1]"
+            )
 
     @classmethod
     def from_betas(cls, betas: Sequence[float], clean_alpha_bar: float = 1.0) -> "NoiseSchedule":
@@ -123,12 +128,10 @@ class NoiseSchedule:
         """
         if not 0 <= t <= len(self) - 1:
             raise ConfigError(f"timestep {t:g} is outside the schedule; choose it in [0, {len(self) - 1}]")
-        below = min(int(t), max(len(self) - 2, 0))
+        below = int(t)
         share = t - below
         if share == 0:
             return _level(t, float(self.alpha_bar[below]))
-        if share == 1:
-            return _level(t, float(self.alpha_bar[below + 1]))
         ends = self.log_snr[below], self.log_snr[below + 1]
         if not np.isfinite(ends).all():  # zero SNR at the top: log SNR cannot be interpolated, the signal can
             signal = (1 - share) * math.sqrt(self.alpha_bar[below]) + share * math.sqrt(self.alpha_bar[below + 1])
@@ -186,19 +189,24 @@ def _number(config: Mapping[str, object], key: str, default: float) -> float:
 def _betas(config: Mapping[str, object]) -> Array:
     """(T,) float64, by the names that diffusers gives to the shapes."""
     trained = config.get("trained_betas")
-    if isinstance(trained, list | tuple | np.ndarray):
+    if trained is not None:
+        if not isinstance(trained, list | tuple | np.ndarray) or np.ndim(trained) != 1:
+            raise ConfigError("trained_betas must be one row of numbers; check the scheduler config")
         return np.array(trained, dtype=np.float64)
-    T = int(_number(config, "num_train_timesteps", 1000))
+    count = _number(config, "num_train_timesteps", 1000)
     start, end = _number(config, "beta_start", 1e-4), _number(config, "beta_end", 0.02)
-    name = config.get("beta_schedule", "linear")
-    shapes: dict[object, Callable[[], Array]] = {
+    if not (1 <= count <= MAX_T and 0 <= start < 1 and 0 <= end < 1):
+        raise ConfigError(f"{count:g} timesteps, betas from {start:g} to {end:g} make no schedule; check the config")
+    T = int(count)
+    name = str(config.get("beta_schedule", "linear"))
+    shapes: dict[str, Callable[[], Array]] = {
         "linear": lambda: np.linspace(start, end, T),
         "scaled_linear": lambda: np.square(np.linspace(start**0.5, end**0.5, T)),
         "squaredcos_cap_v2": lambda: _cosine_betas(T),
         "sigmoid": lambda: (end - start) / (1 + np.exp(-np.linspace(-6, 6, T))) + start,
     }
     if name not in shapes:
-        raise ConfigError(f"beta_schedule {name!r} is unknown; choose one of {', '.join(map(str, shapes))}")
+        raise ConfigError(f"beta_schedule {name!r} is unknown; choose one of {', '.join(shapes)}")
     return shapes[name]()
 
 

@@ -18,7 +18,7 @@ def main(out: Path) -> None:
     model = de.load_model("small")
     folder = Path(skimage.__file__).parent / "data"
     photos = torch.stack([de.read_image(folder / f"{name}.png", model.image_size) for name in PHOTOS])
-    latents = de.encode(model, photos, grid=100)
+    latents = de.encode(model, photos, grid=50)
     restored = de.decode(model, latents)
 
     tiles = [
@@ -31,7 +31,7 @@ def main(out: Path) -> None:
     de.write_image(sheet, out / "reconstruction.png")
 
     loop = de.Latents.join([latents, latents.select([0])])
-    de.write_video(list(de.morph(model, loop, 46, grid=50))[:-1], out / "morph.webp", fps=15, scale=3)
+    de.write_video(list(de.morph(model, loop, 37, grid=20))[:-1], out / "morph.webp", fps=12, scale=3)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,12 @@ class TestDigest:
         ({"timestep_spacing": "karras"}, "timestep_spacing 'karras' is unknown; choose one of leading, trailing"),
         ({"beta_start": "low"}, "beta_start is 'low' in the scheduler config; it must be a number"),
         ({"steps_offset": [1]}, r"steps_offset is \[1\] in the scheduler config; it must be a number"),
-        ({"num_train_timesteps": 0}, "alpha_bar must be one row"),
+        ({"num_train_timesteps": 0}, "0 timesteps, betas from 0.0001 to 0.02 make no schedule"),
+        ({"num_train_timesteps": math.nan}, "nan timesteps"),
+        ({"beta_end": 2}, "betas from 0.0001 to 2 make no schedule"),
+        ({"beta_schedule": ["linear"]}, "beta_schedule .* is unknown"),
+        ({"trained_betas": "0.1"}, "trained_betas must be one row of numbers"),
+        ({"trained_betas": [[0.1], [0.2]]}, "trained_betas must be one row of numbers"),
         ({"trained_betas": []}, "alpha_bar must be one row"),
         ({"trained_betas": [0.1, 1.5]}, "alpha_bar must be one row"),
         ({"trained_betas": [0.1, -0.2]}, "alpha_bar must be one row"),
@@ -213,3 +218,9 @@ def test_configs_that_make_no_schedule_are_refused(config: dict[str, object], me
 def test_tables_that_are_no_schedule_are_refused(alpha_bar: object):
     with pytest.raises(ConfigError, match="numbers in \\[0, 1\\] that never rises; check the betas"):
         NoiseSchedule(np.array(alpha_bar))
+
+
+@pytest.mark.parametrize("clean", [1.5, 0.5, math.nan])
+def test_a_clean_end_that_is_noisier_than_t_0_or_beyond_clean_is_refused(clean: float):
+    with pytest.raises(ConfigError, match="clean_alpha_bar is"):
+        NoiseSchedule.from_betas([0.1, 0.2], clean_alpha_bar=clean)
