@@ -21,7 +21,7 @@ PICTURES = ("1_reconstruction.png", "2_latent.png", "3_morph.png", "4_consistenc
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
 STEPS = 50
 CURVE = (10, 20)  # besides STEPS
-FRAMES, FRAME_STEPS = 13, 20
+FRAMES, FRAME_STEPS = 9, 15
 COLUMNS = (10, 20, 50, 100)
 
 
@@ -38,7 +38,7 @@ def run_demo(folder: Path) -> Iterator[tuple[Path, str]]:
     latent_figure(latents.x, [_visible(x) for x in latents.x], names, paths[1])
     yield paths[1], "what the photos become: x_T, and its histogram against N(0, 1)"
     yield paths[2], _draw_morph(model, latents, paths[2])
-    yield paths[3], _draw_consistency(model, latents, names, paths[3])
+    yield paths[3], _draw_consistency(model, latents.x[:1], restored, names[0], paths[3])
     yield paths[4], _draw_curve(model, photos, quality, paths[4])
 
 
@@ -79,20 +79,17 @@ def _draw_morph(model: Model, latents: Latents, path: Path) -> str:
         check_video_path(video)
     except MissingExtraError:
         video = path.with_suffix(".webp")
-    write_video(frames + frames[-2:0:-1], video, fps=12, scale=4)
+    write_video(frames + frames[-2:0:-1], video, fps=8, scale=4)
     return f"a morph through the photos by slerp between their latents; {video.name} shows it moving"
 
 
-def _draw_consistency(model: Model, latents: Latents, names: list[str], path: Path) -> str:
-    x, titles = latents.x[:2], names[:2]
-    rows: list[list[Tensor]] = []
-    for solver, count in ((Ddim(), 2), (Ddim(eta=1.0), 1)):
-        noise = SeededNoise(tuple(range(count)))
-        runs = [sample(model, x[:count], grid=steps, solver=solver, noise=noise).clamp(-1, 1) for steps in COLUMNS]
-        rows += [list(row) for row in torch.stack(runs, dim=1)]
-    row_titles = [f"{name}\neta 0" for name in titles] + [f"{titles[0]}\neta 1"]
+def _draw_consistency(model: Model, x: Tensor, restored: Tensor, name: str, path: Path) -> str:
+    same = [restored if steps == STEPS else sample(model, x, grid=steps) for steps in COLUMNS]
+    other = [sample(model, x, grid=steps, solver=Ddim(eta=1.0), noise=SeededNoise((0,))) for steps in COLUMNS]
+    rows = [[pictures[0].clamp(-1, 1) for pictures in row] for row in (same, other)]
+    titles = [f"{name}\neta 0", f"{name}\neta 1"]
     columns = [f"{steps} steps" for steps in COLUMNS]
-    write_image(sheet(rows, row_titles=row_titles, column_titles=columns, scale=3), path)
+    write_image(sheet(rows, row_titles=titles, column_titles=columns, scale=3), path)
     return "the same x_T decoded in 10 to 100 steps is the same picture at eta 0, and another each time at eta 1"
 
 

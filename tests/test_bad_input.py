@@ -251,11 +251,11 @@ CASES = {
     "limit of 0": Case(f"{ENCODE} --limit 0", 2, "0 is not in the range x>=1"),
     "unknown option": Case(f"{ENCODE} --stepz 4", 2, "--stepz"),
     "unknown command": Case("frobnicate {a}", 2, "No such command 'frobnicate'"),
-    # Morphs
-    "one photo": Case(f"interpolate {{a}} -o {{out}}/m.webp {M}", 1, "a morph needs two photos or more, not 1"),
-    "one latent": Case(f"interpolate {{model_latents}} -o {{out}}/m.webp {M}", 1, "two photos or more, not 1"),
+    # Morphs: what can be said before a model is loaded is said then
+    "one photo": Case("interpolate {a} -o {out}/m.webp --model nonesuch", 1, "a morph needs two photos or more, not 1"),
+    "one latent": Case("interpolate {model_latents} -o {out}/m.webp --model nonesuch", 1, "two photos or more, not 1"),
     "a bad photo among three": Case(f"interpolate {{a}} {{text}} -n 2 -o {{out}}/m.webp {M}", 1, "is not an image"),
-    "fewer frames than photos": Case(f"{MORPH} --frames 2", 1, "frames=2 but there are 3 keys"),
+    "fewer frames than photos": Case(f"{MORPH} --frames 2 --model nonesuch", 1, "frames=2 but there are 3 keys"),
     "unknown video suffix": Case(f"interpolate {{a}} {{b}} -o {{out}}/m.avi {M}", 1, "unknown suffix .avi; use .mp4"),
     "too fast for a GIF": Case(f"interpolate {{a}} {{b}} --fps 60 -o {{out}}/m.gif {M}", 1, "choose fps <= 50"),
     "mp4 without PyAV": Case(

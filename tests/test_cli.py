@@ -301,7 +301,7 @@ def test_roundtrip_writes_pictures_where_it_is_asked_to(tiny, photos, tmp_path):
 
 def test_three_photos_make_an_mp4_of_exactly_90_frames(tiny, photos, tmp_path):
     av = pytest.importorskip("av")
-    outcome = tiny("interpolate", *photos, "-n", 2, "--decode-steps", 1, "--frames", 90, "-o", "m.mp4")
+    outcome = tiny("interpolate", *photos, "-n", 4, "--decode-steps", 2, "--frames", 90, "-o", "m.mp4")
     with av.open(str(tmp_path / "m.mp4")) as container:
         frames = list(container.decode(video=0))
     assert len(frames) == 90
