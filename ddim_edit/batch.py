@@ -58,11 +58,12 @@ class PhotoBatches:
         pixels: list[Tensor] = []
         for photo in self.photos:
             try:
+                record = PhotoRecord(photo.name, {"sha256": photo.sha256(), "fit": self.fit})
                 pixels.append(photo.read(self.size, self.fit))
-                records.append(PhotoRecord(photo.name, {"sha256": photo.sha256(), "fit": self.fit}))
             except ImageError as error:
                 self.failures.append(Failure(photo.source, str(error)))
                 continue
+            records.append(record)
             if len(records) == self.batch_size:
                 yield PhotoBatch(records, torch.stack(pixels))
                 records, pixels = [], []
