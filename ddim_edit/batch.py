@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from ddim_edit.decoding import decode
 from ddim_edit.errors import ImageError
 from ddim_edit.images import Fit, Photo
-from ddim_edit.inversion import encode, with_quality
+from ddim_edit.inversion import round_trip
 from ddim_edit.latents import Latents, PhotoRecord
 from ddim_edit.models.base import Model
 from ddim_edit.noise import SeededNoise
@@ -73,10 +73,10 @@ class PhotoBatches:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One batch of encoded photos: their pixels (B, 3, H, W), their latents, and the seconds it took."""
+    """One batch of encoded photos: latents, what they decode to (B, 3, H, W) if that was looked at, and seconds."""
 
-    pixels: Tensor
     latents: Latents
+    restored: Tensor | None
     seconds: float
 
 
@@ -92,21 +92,14 @@ def encode_photos(
     """Encode photos batch by batch, with names and sources in their latents. Arguments as `inversion.encode`."""
     for batch in batches:
         started = time.perf_counter()
-        latents = encode(
-            model,
-            batch.pixels,
-            grid=recipe.grid,
-            solver=recipe.solver,
-            denoiser=recipe.denoiser,
-            trajectory_every=trajectory_every,
-            check=check,
-            on_step=on_step,
+        latents, restored = round_trip(
+            model, batch.pixels, recipe, trajectory_every=trajectory_every, check=check, on_step=on_step
         )
         photos = tuple(
             replace(found, name=given.name, source=given.source)
             for found, given in zip(latents.photos, batch.records, strict=True)
         )
-        yield Encoded(batch.pixels, replace(latents, photos=photos), time.perf_counter() - started)
+        yield Encoded(replace(latents, photos=photos), restored, time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -130,14 +123,12 @@ def roundtrip_photos(
     model: Model, batches: Iterable[PhotoBatch], recipe: Recipe, *, on_step: OnStep | None = None
 ) -> Iterator[RoundTrip]:
     """Encode photos and decode them again, batch by batch."""
-    for encoded in encode_photos(model, batches, recipe, check=False, on_step=on_step):
-        started = time.perf_counter()
-        size = len(encoded.latents)
-        ((_, pictures),) = decode_in_batches(model, encoded.latents, recipe, batch_size=size, on_step=on_step)
-        seconds = (encoded.seconds + time.perf_counter() - started) / size
-        photos = with_quality(encoded.latents, encoded.pixels, pictures).photos
-        cost = recipe.grid.steps * recipe.denoiser.cost
-        yield from (RoundTrip(photo, picture, seconds, cost) for photo, picture in zip(photos, pictures, strict=True))
+    for encoded in encode_photos(model, batches, recipe, on_step=on_step):
+        assert encoded.restored is not None
+        cost = len(cast(Sequence[float], encoded.latents.how["timesteps"])) * recipe.denoiser.cost
+        seconds = encoded.seconds / len(encoded.latents)
+        for photo, picture in zip(encoded.latents.photos, encoded.restored, strict=True):
+            yield RoundTrip(photo, picture, seconds, cost)
 
 
 def decode_in_batches(

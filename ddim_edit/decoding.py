@@ -11,11 +11,11 @@ from ddim_edit.errors import ConfigError, LatentsError
 from ddim_edit.grid import Grid
 from ddim_edit.interpolation import How, along, positions
 from ddim_edit.latents import Latents
-from ddim_edit.models.base import Model
+from ddim_edit.models.base import MicroBatched, Model
 from ddim_edit.noise import SeededNoise, gaussian
 from ddim_edit.ode import OnStep, integrate
 from ddim_edit.recipe import Recipe
-from ddim_edit.solvers import Ddim, Solver, State
+from ddim_edit.solvers import Ddim, Lattice, Solver, State
 from ddim_edit.solvers.base import StepNoise
 
 
@@ -53,7 +53,8 @@ def decode(
         latents.require_same(model.space, of=f"model {model.name}")
     recipe = Recipe.of(latents, model, grid=grid, solver=solver, denoiser=denoiser)
     recipe = replace(recipe, grid=_reaching(recipe.grid, latents))
-    memory = tuple(value.to(model.device) for value in latents.memory)
+    require_repeatable(model, recipe.solver)
+    memory = tuple(value.to(model.device) for value in latents.memory) if recipe.solver.pair else ()
     state = State.start(latents.x.to(model.device), noise, memory)
     return _to_pixels(model, recipe, state, on_step)
 
@@ -136,6 +137,16 @@ def require_signal(model: Model, grid: Grid) -> None:
     top = grid[grid.steps]
     if model.prediction is PredictionType.EPSILON and top.signal == 0:
         raise ConfigError(f"an epsilon model cannot use t = {top.t:g}, where no signal is left; choose leading spacing")
+
+
+def require_repeatable(model: Model, solver: Solver) -> None:
+    """Refuse, before any work, a bit-exact solver with a network whose last bits depend on the batch.
+
+    Raises:
+        ConfigError: the lattice without micro-batches.
+    """
+    if isinstance(solver, Lattice) and not isinstance(model.network, MicroBatched):
+        raise ConfigError("solver lattice needs a network that sees batches of one size; use model.micro_batched(4)")
 
 
 def _reaching(grid: Grid, latents: Latents) -> Grid:

@@ -6,7 +6,7 @@ with the same protocol; x0 and eps of a prediction need not agree. No loop, no s
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -76,6 +76,20 @@ class Condition:
     tensors: Mapping[str, Tensor]
     description: Mapping[str, object] = field(default_factory=dict[str, object])
 
+    def select(self, rows: Tensor) -> "Condition":
+        """The condition of these photos of the batch."""
+        tensors = {name: value if len(value) == 1 else value[rows] for name, value in self.tensors.items()}
+        return replace(self, tensors=tensors)
+
+
+def select_rows(denoise: Denoiser, rows: Tensor) -> Denoiser:
+    """The denoiser of these photos of the batch, for work that goes on with some of them.
+
+    A denoiser that treats the photos of a batch differently has a method `select(rows)`; others serve as they are.
+    """
+    select = getattr(denoise, "select", None)
+    return select(rows) if select else denoise
+
 
 class Network(Protocol):
     """A network: x (B, C, h, w), t (B,) float timesteps, condition or None -> (B, C or 2 C, h, w)."""
@@ -101,6 +115,10 @@ class NetworkDenoiser:
     def settings(self) -> Mapping[str, object]:
         """The condition's description."""
         return self.condition.description if self.condition else {}
+
+    def select(self, rows: Tensor) -> "NetworkDenoiser":
+        """The denoiser of these photos of the batch."""
+        return replace(self, condition=self.condition.select(rows)) if self.condition else self
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Predict x0 and eps from x (B, C, h, w).
@@ -150,6 +168,14 @@ class Guided:
         """The condition and the scale."""
         return {**self.conditional.settings, "guidance": self.scale}
 
+    def select(self, rows: Tensor) -> "Guided":
+        """The denoiser of these photos of the batch."""
+        return replace(
+            self,
+            conditional=select_rows(self.conditional, rows),
+            unconditional=select_rows(self.unconditional, rows),
+        )
+
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Predict with guidance; x0 and eps are linear in each other, so both are extrapolated alike."""
         with_, without = self.conditional(x, level), self.unconditional(x, level)
@@ -186,6 +212,10 @@ class MapX0:
     def settings(self) -> Mapping[str, object]:
         """The wrapped denoiser's, and what names this wrapper."""
         return {**self.inner.settings, **(self.added_settings or {"map_x0": "custom"})}
+
+    def select(self, rows: Tensor) -> "MapX0":
+        """The denoiser of these photos of the batch."""
+        return replace(self, inner=select_rows(self.inner, rows))
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         """Predict, then change x0."""

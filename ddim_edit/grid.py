@@ -8,13 +8,16 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 import numpy as np
 
 from ddim_edit.errors import ConfigError
 from ddim_edit.schedule import SPACINGS, Array, Level, NoiseSchedule, Spacing
+
+STIFF = 2.5  # change of log SNR in one step above which solving it takes more than splitting it
+FIRST_NOISE = 0.02  # noise / signal of the first noisy level, above which the step from the photo is split
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Grid(Sequence[Level]):
 
     levels: tuple[Level, ...]
     spacing: str
+    schedule: NoiseSchedule | None = field(default=None, repr=False, compare=False)  # for levels between the grid's
 
     def __post_init__(self) -> None:
         ratios = [level.noise / level.signal if level.signal else math.inf for level in self.levels]
@@ -101,7 +105,7 @@ class Grid(Sequence[Level]):
             raise ConfigError(
                 "the list of timesteps is empty (or holds the clean end alone); give at least one above it"
             )
-        return cls(tuple(levels), spacing)
+        return cls(tuple(levels), spacing, schedule)
 
     @property
     def steps(self) -> int:
@@ -113,6 +117,47 @@ class Grid(Sequence[Level]):
         """The timesteps without the clean end, cleanest first."""
         return [level.t for level in self.levels[1:]]
 
+    def level_at(self, log_snr: float) -> Level:
+        """A level of the schedule that need not be one of the grid's.
+
+        Raises:
+            ConfigError: the grid was made without its schedule, or no timestep has this log SNR.
+        """
+        if self.schedule is None:
+            raise ConfigError("this grid knows no levels but its own; make it with Grid.build or from_timesteps")
+        return self.schedule.level_at(log_snr)
+
+    def between(self, one: Level, other: Level) -> Level:
+        """The level half way between two in log SNR. Both must have signal and noise."""
+        return self.level_at(sum(math.log(level.signal / level.noise) for level in (one, other)) / 2)
+
+    def step_sizes(self) -> list[float]:
+        """The size h of every step, the cleanest first: its change of log(signal / noise), infinite at the ends."""
+        return [
+            math.log(low.signal * high.noise / (low.noise * high.signal)) if low.noise and high.signal else math.inf
+            for low, high in itertools.pairwise(self.levels)
+        ]
+
+    def refined(self) -> "Grid":
+        """The grid with the steps split that an exact inversion would labour at; itself where there are none.
+
+        A step is stiff where log SNR changes by more than `STIFF` (see `solvers.implicit`), and the step from the
+        photo where it skips noise that a photo's detail stands out of: there a real photo may have no inverse at all.
+        """
+        if self.schedule is None or (len(self.schedule) == 1):
+            return self
+        timesteps = list(self.timesteps)
+        lowest = self.schedule.level(0.0)
+        if self.levels[0].noise == 0 and self[1].noise > FIRST_NOISE * self[1].signal and timesteps[0] > 0:
+            timesteps.insert(0, lowest.t)
+        grid = Grid.from_timesteps(self.schedule, timesteps, self.spacing)
+        for low, h in zip(grid.levels, grid.step_sizes(), strict=False):
+            if math.isfinite(h) and low.t >= 0:
+                parts = math.ceil(h / STIFF)
+                top = math.log(low.signal / low.noise)
+                timesteps += [self.schedule.level_at(top - h * k / parts).t for k in range(1, parts)]
+        return Grid.from_timesteps(self.schedule, timesteps, self.spacing)
+
     def until(self, t: float) -> "Grid":
         """The part of the grid from clean up to the last level at or below timestep t.
 
@@ -122,7 +167,7 @@ class Grid(Sequence[Level]):
         levels = tuple(level for level in self.levels if level.t <= t)
         if len(levels) < 2:
             raise ConfigError(f"no level at or below timestep {t:g}; the grid starts at t = {self.levels[1].t:g}")
-        return Grid(levels, self.spacing)
+        return Grid(levels, self.spacing, self.schedule)
 
     def __len__(self) -> int:
         return len(self.levels)

@@ -5,27 +5,36 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ddim_edit.decoding import decode, require_signal
+from ddim_edit.decoding import decode, require_repeatable, require_signal
 from ddim_edit.denoiser import Denoiser
-from ddim_edit.errors import ConfigError, InversionError
+from ddim_edit.errors import ConfigError
 from ddim_edit.grid import Grid
-from ddim_edit.latents import Latents, PhotoRecord
+from ddim_edit.inverse import Inverse, Inverted, Task, default_inverse
+from ddim_edit.latents import InversionReport, Latents, PhotoRecord
 from ddim_edit.metrics import advice as health_advice
 from ddim_edit.metrics import compare, latent_health
 from ddim_edit.models.base import Model
-from ddim_edit.ode import OnStep, walk
+from ddim_edit.ode import OnStep
 from ddim_edit.recipe import Recipe
-from ddim_edit.solvers import Ddim, Solver, State
+from ddim_edit.schedule import NoiseSchedule
+from ddim_edit.solvers import Ddim, Solver
 
 GOOD_PSNR = 30.0  # dB; below it a difference is easily seen
+STEPS, SPACING = 20, "quadratic"  # by default; benchmarks/inversion.py says why
 
 
-def encode(
+def default_grid(schedule: NoiseSchedule, steps: int = STEPS) -> Grid:
+    """Where photos are encoded unless told otherwise: quadratic spacing, whose steps are all about as hard to undo."""
+    return Grid.build(schedule, steps, SPACING)
+
+
+def encode(  # noqa: PLR0913
     model: Model,
     pixels: Tensor,
     *,
-    grid: Grid | int | str = 50,
+    grid: Grid | int | str = STEPS,
     solver: Solver = Ddim(),
+    inverse: Inverse | None = None,
     denoiser: Denoiser | None = None,
     trajectory_every: int = 0,
     check: bool = True,
@@ -33,16 +42,20 @@ def encode(
 ) -> Latents:
     """Encode photos into latents, and decode them once more to see how well they come back.
 
+    By default every step of plain DDIM is solved, until each 8-bit value of the photo comes back from x_T.
+
     Args:
         model: any model.
         pixels: (B, 3, H, W) float32 or float64 in [-1, 1], at the model's size; see `images.read_image`.
-        grid: the levels, a number of steps in the model's own spacing, or a respacing text. `grid.until(t)` encodes
-            part of the way.
-        solver: must be deterministic.
+        grid: the levels, a number of steps in quadratic spacing, or a respacing text. `grid.until(t)` encodes part of
+            the way.
+        solver: the decoder that is undone; must be deterministic.
+        inverse: how: `Exact`, `Explicit` or `Refine` with a goal and a budget. None: the one that is exact for this
+            solver, with every 8-bit value as its goal.
         denoiser: condition and guidance; see `Model.denoiser`.
         trajectory_every: keep every so many intermediate x_t in the latents; 0 keeps none.
-        check: decode the latents and record the quality per photo. Costs as many evaluations again.
-        on_step: called after every step of encoding and of the self-check; may replace the state.
+        check: decode the latents and record the quality per photo, where the inverse has not done so already.
+        on_step: called after every step in either direction; may replace the state.
 
     Returns:
         Latents of B photos on the CPU, with one record per photo.
@@ -52,33 +65,74 @@ def encode(
         InversionError: a random solver.
         NumericsError: values that are not finite.
     """
-    if not solver.deterministic:
-        raise InversionError(f"{solver.settings} is random, so nothing can be encoded with it; encode with eta = 0")
+    levels = default_grid(model.schedule, grid) if isinstance(grid, int) else Grid.of(model.schedule, grid)
+    recipe = Recipe(levels, solver, denoiser or model.denoiser(), inverse or default_inverse(solver))
+    return round_trip(model, pixels, recipe, trajectory_every=trajectory_every, check=check, on_step=on_step)[0]
+
+
+def round_trip(
+    model: Model,
+    pixels: Tensor,
+    recipe: Recipe,
+    *,
+    trajectory_every: int = 0,
+    check: bool = True,
+    on_step: OnStep | None = None,
+) -> tuple[Latents, Tensor | None]:
+    """Encode photos by a recipe; returns the latents and what they decode to (None with `check` off, if not needed).
+
+    Arguments and errors are those of `encode`.
+    """
     _check_pixels(model, pixels)
-    recipe = Recipe(Grid.of(model.schedule, grid), solver, denoiser or model.denoiser())
+    recipe = recipe.prepared()
     require_signal(model, recipe.grid)
-    kept: list[tuple[float, Tensor]] = []
+    require_repeatable(model, recipe.solver)
+    task = Task(
+        model.codec.encode(pixels.to(model.device)),
+        pixels.cpu(),
+        lambda x: model.codec.decode(x).cpu(),
+        recipe.grid,
+        recipe.solver,
+        recipe.denoiser,
+        trajectory_every,
+        on_step,
+    )
     with torch.no_grad():
-        state = State.start(model.codec.encode(pixels.to(model.device)))
-        for step in walk(recipe.denoiser, solver, recipe.grid, state, toward="noise", on_step=on_step):
-            state = step.state
-            if trajectory_every and step.index % trajectory_every == 0:
-                kept.append((step.level.t, state.x.cpu()))
-    latents = Latents(
+        found = recipe.inverse.run(task)
+    latents = _with_health(_latents(model, recipe, found))
+    restored = found.restored
+    if check and restored is None:
+        restored = decode(
+            model, latents, grid=recipe.grid, solver=recipe.solver, denoiser=recipe.denoiser, on_step=on_step
+        )
+    return latents if restored is None else with_quality(latents, pixels, restored), restored
+
+
+def _latents(model: Model, recipe: Recipe, found: Inverted) -> Latents:
+    state, path = found.walk
+    records = [PhotoRecord(evaluations=int(count)) for count in state.evaluations]
+    if state.solved or found.reached is not None:
+        records = [replace(record, inversion=_report(found, row)) for row, record in enumerate(records)]
+    return Latents(
         x=state.x.cpu(),
         level=recipe.grid[recipe.grid.steps],
         space=model.space,
         how=recipe.to_json(),
-        photos=tuple(PhotoRecord(evaluations=int(count)) for count in state.evaluations),
-        memory=tuple(value.cpu() for value in state.memory),
-        trajectory=torch.stack([x for _, x in kept]) if kept else None,
-        trajectory_t=tuple(t for t, _ in kept),
+        photos=tuple(records),
+        memory=tuple(value.cpu() for value in state.memory) if recipe.solver.pair else (),
+        trajectory=torch.stack([x for _, x in path]) if path else None,
+        trajectory_t=tuple(t for t, _ in path),
     )
-    latents = _with_health(latents)
-    if not check:
-        return latents
-    restored = decode(model, latents, grid=recipe.grid, solver=solver, denoiser=recipe.denoiser, on_step=on_step)
-    return with_quality(latents, pixels, restored)
+
+
+def _report(found: Inverted, row: int) -> InversionReport:
+    solved = found.walk.state.solved
+    return InversionReport(
+        None if found.reached is None else bool(found.reached[row]),
+        sum(int(step.stalled[row]) for step in solved),
+        tuple(float(f"{step.residual[row]:.3g}") for step in solved),
+        tuple(int(step.iterations[row]) for step in solved),
+    )
 
 
 def with_quality(latents: Latents, pixels: Tensor, restored: Tensor) -> Latents:
@@ -91,6 +145,11 @@ def with_quality(latents: Latents, pixels: Tensor, restored: Tensor) -> Latents:
 def advice(record: PhotoRecord) -> list[str]:
     """What a user should know about an encoded photo: one line per problem, with the remedy; empty when all is well."""
     lines: list[str] = []
+    if record.inversion and record.inversion.reached is False:
+        lines.append(
+            "the photo does not come back as well as was asked for; use more steps (-n), --dtype fp32, or a larger "
+            "--budget if there is one"
+        )
     if record.quality and record.quality.psnr < GOOD_PSNR:
         lines.append(
             f"the photo comes back with {record.quality.psnr:.1f} dB, visibly changed; "

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +41,29 @@ class Header(TypedDict):
 
 
 @dataclass(frozen=True)
+class InversionReport:
+    """How well the steps toward noise were solved for one photo. The last two of its tuples have one entry a step.
+
+    Args:
+        reached: whether the photo comes back as well as was asked for; None where nothing was asked for.
+        stalled: steps at which the network's precision ended before the tolerance was met.
+        residuals: RMS of what was left of each equation, in units of the photo ([-1, 1]).
+        iterations: how often each step was tried.
+    """
+
+    reached: bool | None = None
+    stalled: int = 0
+    residuals: tuple[float, ...] = ()
+    iterations: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, report: Mapping[str, Any]) -> "InversionReport":
+        """From the JSON of a latents file; TypeError or KeyError where a field is missing or unknown."""
+        lists = {key: tuple(value) for key, value in report.items() if isinstance(value, list)}
+        return cls(**(dict(report) | lists))
+
+
+@dataclass(frozen=True)
 class PhotoRecord:
     """What is known of one encoded photo.
 
@@ -50,6 +73,7 @@ class PhotoRecord:
         evaluations: network forwards that its encoding took.
         health: statistics of its latent, where it is a whole one (x_T).
         quality: what the self-check found by decoding it again.
+        inversion: how exactly it was encoded, where the inverse is not an explicit one.
     """
 
     name: str = ""
@@ -57,6 +81,7 @@ class PhotoRecord:
     evaluations: int = 0
     health: LatentHealth | None = None
     quality: Quality | None = None
+    inversion: InversionReport | None = None
 
     def to_json(self) -> dict[str, object]:
         """JSON values; an infinite PSNR (an exact round trip) becomes null."""
@@ -70,6 +95,7 @@ class PhotoRecord:
         """The inverse of `to_json`; KeyError or TypeError where a field is missing or unknown."""
         health = cast(dict[str, float] | None, record["health"])
         quality = cast(dict[str, float | None] | None, record["quality"])
+        inversion = cast(dict[str, Any] | None, record["inversion"])
         return cls(
             str(record["name"]),
             cast(Mapping[str, object], record["source"]),
@@ -78,6 +104,7 @@ class PhotoRecord:
             Quality(**{key: math.inf if value is None else value for key, value in quality.items()})
             if quality
             else None,
+            InversionReport.from_json(inversion) if inversion else None,
         )
 
 

@@ -1,12 +1,13 @@
-"""How photos are encoded: grid, solver and denoiser, as objects and as the JSON that latents carry."""
+"""How photos are encoded: grid, solver, denoiser and inverse, as objects and as the JSON that latents carry."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
 from ddim_edit.denoiser import Denoiser
 from ddim_edit.errors import LatentsError
 from ddim_edit.grid import Grid
+from ddim_edit.inverse import Exact, Inverse
 from ddim_edit.latents import Latents
 from ddim_edit.models.base import Model
 from ddim_edit.solvers import SOLVERS, Solver
@@ -21,6 +22,17 @@ class Recipe:
     grid: Grid
     solver: Solver
     denoiser: Denoiser
+    inverse: Inverse = Exact()
+
+    def prepared(self) -> "Recipe":
+        """The recipe that will be followed: on the grid that its inverse wants, if it can be followed at all.
+
+        Raises:
+            InversionError, ConfigError: a solver or a budget that the inverse cannot work with.
+        """
+        recipe = replace(self, grid=self.inverse.prepared(self.grid))
+        self.inverse.check(recipe.solver, recipe.grid)
+        return recipe
 
     def to_json(self) -> dict[str, object]:
         """What goes into `Latents.how`."""
@@ -28,7 +40,7 @@ class Recipe:
             "timesteps": self.grid.timesteps,
             "spacing": self.grid.spacing,
             "solver": self.solver.settings,
-            "inverse": "explicit",
+            "inverse": dict(self.inverse.settings),
             "denoiser": dict(self.denoiser.settings),
         }
 

@@ -108,15 +108,9 @@ class MicroBatched:
         for start in range(0, len(x), self.rows):
             size = min(self.rows, len(x) - start)
             rows = torch.arange(start, start + self.rows).clamp(max=start + size - 1).to(x.device)
-            chunks.append(self.network(x[rows], t[rows], _select(condition, rows))[:size])
+            chosen = condition.select(rows) if condition else None
+            chunks.append(self.network(x[rows], t[rows], chosen)[:size])
         return torch.cat(chunks)
-
-
-def _select(condition: Condition | None, rows: Tensor) -> Condition | None:
-    if condition is None:
-        return None
-    tensors = {name: value if len(value) == 1 else value[rows] for name, value in condition.tensors.items()}
-    return replace(condition, tensors=tensors)
 
 
 @dataclass(frozen=True)

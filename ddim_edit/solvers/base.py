@@ -5,9 +5,9 @@ to remember goes into the `State` that it returns, and no tensor that it is give
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,21 @@ from ddim_edit.denoiser import Denoiser, Prediction
 from ddim_edit.grid import Grid
 
 StepNoise = Callable[[int, Tensor], Tensor]
+UndoneBy = Literal["solving", "itself", "refining"]
+
+
+class Solved(NamedTuple):
+    """How well an implicit step was solved, per photo.
+
+    Args:
+        residual: (B,) float64, RMS of what is left of the equation, in units of the photo ([-1, 1]).
+        iterations: (B,) int64, how often the step was tried.
+        stalled: (B,) bool, stopped because it no longer improved: the noise floor of the network's precision.
+    """
+
+    residual: Tensor
+    iterations: Tensor
+    stalled: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,12 +42,14 @@ class State:
         evaluations: (B,) int64, network forwards spent on each photo so far.
         memory: what a multistep solver carries from step to step.
         noise: where random solvers (eta > 0) take the noise of a step: (index of the interval, like) -> tensor.
+        solved: one entry for every implicit step so far.
     """
 
     x: Tensor
     evaluations: Tensor
     memory: tuple[Tensor, ...] = ()
     noise: StepNoise | None = None
+    solved: tuple[Solved, ...] = ()
 
     @classmethod
     def start(cls, x: Tensor, noise: StepNoise | None = None, memory: tuple[Tensor, ...] = ()) -> "State":
@@ -43,9 +60,29 @@ class State:
         """
         return cls(x.contiguous(), torch.zeros(len(x), dtype=torch.int64), memory, noise)
 
-    def moved(self, x: Tensor, cost: int, memory: tuple[Tensor, ...] = ()) -> "State":
-        """The state after a step that arrived at x and spent `cost` evaluations on every photo."""
+    def moved(self, x: Tensor, cost: int | Tensor, memory: tuple[Tensor, ...] = ()) -> "State":
+        """The state after a step that arrived at x and spent `cost` evaluations, (B,) or on every photo alike."""
         return replace(self, x=x, evaluations=self.evaluations + cost, memory=memory)
+
+    def select(self, rows: Tensor) -> "State":
+        """The state of these photos of the batch; without noise, which belongs to the batch."""
+        return State(
+            self.x[rows],
+            self.evaluations[rows],
+            tuple(value[rows] for value in self.memory),
+            solved=tuple(Solved(*(value[rows] for value in step)) for step in self.solved),
+        )
+
+    @classmethod
+    def join(cls, states: Sequence["State"]) -> "State":
+        """All photos of several states of one run."""
+        steps = zip(*(state.solved for state in states), strict=True)
+        return cls(
+            torch.cat([state.x for state in states]),
+            torch.cat([state.evaluations for state in states]),
+            tuple(torch.cat(values) for values in zip(*(state.memory for state in states), strict=True)),
+            solved=tuple(Solved(*(torch.cat(values) for values in zip(*step, strict=True))) for step in steps),
+        )
 
 
 class Solver(ABC):
@@ -53,6 +90,10 @@ class Solver(ABC):
 
     name: ClassVar[str]
     order: ClassVar[int]
+    # How its decoding is undone exactly: by solving each step (it needs nothing but x), by its own `toward_noise`, or
+    # only as a whole, by correcting the photo that is encoded (inverse.py).
+    undone_by: ClassVar[UndoneBy]
+    pair: ClassVar[bool] = False  # whether the memory is part of the latent, and saved with it
 
     @property
     @abstractmethod

@@ -8,7 +8,7 @@ from ddim_edit.denoiser import Denoiser, Prediction
 from ddim_edit.errors import ConfigError, InversionError
 from ddim_edit.grid import Grid
 from ddim_edit.schedule import Level
-from ddim_edit.solvers.base import Solver, State
+from ddim_edit.solvers.base import Solver, State, UndoneBy
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Ddim(Solver):
     sigma_hat: bool = False
     name: ClassVar[str] = "ddim"
     order: ClassVar[int] = 1
+    undone_by: ClassVar[UndoneBy] = "solving"
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:

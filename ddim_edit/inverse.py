@@ -1,0 +1,341 @@
+"""How decoding is undone: explicitly, exactly step by step, or by correcting the photo that is encoded.
+
+An `Inverse` walks photos to noise with a recipe's solver, grid and denoiser, and says per photo what it reached. The
+goal is stated on the photo, and checked by the actual decode.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Literal, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+
+from ddim_edit.denoiser import Denoiser, select_rows
+from ddim_edit.errors import ConfigError, InversionError
+from ddim_edit.grid import Grid
+from ddim_edit.metrics import changed_8bit, mse
+from ddim_edit.ode import OnStep, integrate, walk
+from ddim_edit.solvers import Implicit, Solver, State
+
+EVERY_BYTE_RMS = 3e-4  # on [0, 1]: small enough that the largest error of a photo usually stays below half a byte
+ATTEMPTS = 8  # at most, for the photos that have not come back yet
+MAX_H = 5.0  # in the plan of a budget
+STEPWISE = 6.0  # residual of one step over the goal's RMS, times the root of the number of steps
+
+
+@dataclass(frozen=True)
+class Goal:
+    """How well a photo must come back.
+
+    Args:
+        rms: error of the decoded photo, root mean square on the scale [0, 1].
+        every_byte: besides, every 8-bit value must be that of the photo.
+    """
+
+    rms: float
+    every_byte: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rms < 1:
+            raise ConfigError(f"tolerance {self.rms:g} is no RMS error on [0, 1]; choose it between 0 and 1, like 1e-3")
+
+    @classmethod
+    def of_psnr(cls, decibels: float) -> "Goal":
+        """At least this PSNR in dB."""
+        return cls(10 ** (-decibels / 20))
+
+    def measured(self, pixels: Tensor, restored: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) RMS errors on [0, 1], and (B,) bool, whether the goal is reached."""
+        rms = mse(pixels, restored).sqrt()
+        return rms, changed_8bit(pixels, restored) == 0 if self.every_byte else rms <= self.rms
+
+
+EIGHT_BIT = Goal(EVERY_BYTE_RMS, every_byte=True)
+
+
+class Walk(NamedTuple):
+    """Photos that were walked to noise, and what is kept of the way: timestep and x, for every so many levels."""
+
+    state: State
+    path: list[tuple[float, Tensor]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an inverse is given: photos at the clean end, and how they will be decoded.
+
+    Args:
+        x0: (B, C, h, w), the photos after the codec.
+        pixels: (B, 3, H, W), the photos themselves, on the CPU.
+        to_pixels: the codec's decoder, to (B, 3, H, W) on the CPU.
+        grid: the levels.
+        solver: the decoder's.
+        denoise: the decoder's.
+        keep_every: keep the x_t of every so many steps; 0 keeps none.
+        on_step: called after every step in either direction.
+    """
+
+    x0: Tensor
+    pixels: Tensor
+    to_pixels: Callable[[Tensor], Tensor]
+    grid: Grid
+    solver: Solver
+    denoise: Denoiser
+    keep_every: int = 0
+    on_step: OnStep | None = None
+
+    def to_noise(self, rows: Tensor, solver: Solver, x0: Tensor | None = None) -> Walk:
+        """Walk these rows' photos, or x0 in their place, to noise with this solver."""
+        state = State.start(self.x0[rows] if x0 is None else x0)
+        denoise = select_rows(self.denoise, rows)
+        path: list[tuple[float, Tensor]] = []
+        for step in walk(denoise, solver, self.grid, state, toward="noise", on_step=self.on_step):
+            state = step.state
+            if self.keep_every and step.index % self.keep_every == 0:
+                path.append((step.level.t, state.x.cpu()))
+        return Walk(state, path)
+
+    def and_back(self, rows: Tensor, state: State) -> State:
+        """Decode these rows from where they were walked to."""
+        start = State.start(state.x, memory=state.memory if self.solver.pair else ())
+        denoise = select_rows(self.denoise, rows)
+        return integrate(denoise, self.solver, self.grid, start, toward="clean", on_step=self.on_step)
+
+
+class Inverted(NamedTuple):
+    """What an inverse found.
+
+    Args:
+        walk: the photos at the noisy end; the evaluations of each include those of checking its goal.
+        restored: (B, 3, H, W), what they decode to, where that was looked at.
+        reached: (B,) bool, whether the goal was met, where there was one.
+    """
+
+    walk: Walk
+    restored: Tensor | None = None
+    reached: Tensor | None = None
+
+
+class Inverse(ABC):
+    """A way to undo a decoder. Concrete ones are frozen dataclasses whose fields are JSON."""
+
+    name: ClassVar[str]
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """JSON: the name and the fields, recorded with latents."""
+        return {"name": self.name, **asdict(self)}  # pyright: ignore[reportArgumentType]
+
+    @abstractmethod
+    def run(self, task: Task) -> Inverted:
+        """Walk the photos to noise."""
+
+    def check(self, solver: Solver, grid: Grid) -> None:
+        """Refuse, before any work, what this inverse cannot undo.
+
+        Raises:
+            InversionError: a random solver.
+            ConfigError: another solver or a budget that will not do; the message says what to use instead.
+        """
+        if not solver.deterministic:
+            raise InversionError(f"{solver.settings} is random, so nothing can be encoded with it; encode with eta = 0")
+
+    def prepared(self, grid: Grid) -> Grid:
+        """The grid to walk instead of this one."""
+        return grid
+
+
+@dataclass(frozen=True)
+class Explicit(Inverse):
+    """The classical, approximate inverse: every step toward noise is made with one guess of eps.
+
+    Args:
+        at: `source`: eps at the cleaner level, the DDIM paper's (and any other solver's own step toward noise);
+            `target`: eps of the cleaner x at the noisier level, that of diffusers and prompt-to-prompt.
+    """
+
+    at: Literal["source", "target"] = "source"
+    name: ClassVar[str] = "explicit"
+
+    def check(self, solver: Solver, grid: Grid) -> None:
+        """`target` is the first iterate of solving a step."""
+        super().check(solver, grid)
+        if self.at == "target" and solver.undone_by != "solving":
+            raise ConfigError(f"solver {solver.name} has no guess at the target level; use the one at the source")
+
+    def run(self, task: Task) -> Inverted:
+        """One walk."""
+        solver = task.solver
+        if self.at == "target":
+            solver = Implicit(solver, torch.zeros(1), plan=(1,) * task.grid.steps, warm=False)
+        return Inverted(task.to_noise(torch.arange(len(task.x0)), solver))
+
+
+@dataclass(frozen=True)
+class Exact(Inverse):
+    """The exact inverse: every step is solved until the photo comes back as well as the goal says.
+
+    Args:
+        goal: checked by decoding, and missed only where the network's precision or the budget ends. None: as good as
+            the budget allows, unchecked.
+        budget: evaluations of the network per photo, at most; those for checking the goal count too.
+    """
+
+    goal: Goal | None = EIGHT_BIT
+    budget: int | None = None
+    name: ClassVar[str] = "exact"
+
+    def __post_init__(self) -> None:
+        if self.goal is None and self.budget is None:
+            raise ConfigError("an exact inverse with neither goal nor budget has no end; give it one of them")
+
+    def check(self, solver: Solver, grid: Grid) -> None:
+        """The solver's steps must need nothing but x, and the budget must suffice for one look at each."""
+        super().check(solver, grid)
+        if solver.undone_by == "refining":
+            raise ConfigError(f"steps of solver {solver.name} cannot be undone one by one; use --inverse refine")
+        if solver.undone_by == "itself":
+            return
+        least = grid.steps * (1 if self.goal is None else 2)
+        if self.budget is not None and self.budget < least:
+            raise ConfigError(f"budget {self.budget} is too small for {grid.steps} steps; give {least} or more")
+
+    def prepared(self, grid: Grid) -> Grid:
+        """Without stiff steps."""
+        return grid.refined()
+
+    def run(self, task: Task) -> Inverted:
+        """Solve; with a goal decode, and solve more tightly what has not come back."""
+        rows = torch.arange(len(task.x0))
+        if task.solver.undone_by == "itself":
+            return Inverted(task.to_noise(rows, task.solver))
+        if self.goal is None:
+            plan = planned(task.grid, cast(int, self.budget) // task.denoise.cost)
+            return Inverted(task.to_noise(rows, Implicit(task.solver, torch.zeros(1).double(), plan)))
+        return _until_reached(task, self.goal, _Tightening(task, self.goal, self.budget), self.budget)
+
+
+@dataclass(frozen=True)
+class Refine(Inverse):
+    """Undo the decoder as a whole, whatever it is: encode a photo that is changed until the true one comes out.
+
+    y <- y + (x0 - decode(encode(y))), from y = x0: defect correction. It needs a solver pair that nearly comes back by
+    itself (a second-order one on some 20 levels), and gives up on a photo where it does not converge.
+
+    Args:
+        goal: where to stop.
+        budget: evaluations of the network per photo, at most, in both directions.
+    """
+
+    goal: Goal = EIGHT_BIT
+    budget: int | None = None
+    name: ClassVar[str] = "refine"
+
+    def run(self, task: Task) -> Inverted:
+        """Encode, decode, correct."""
+        return _until_reached(task, self.goal, _Correcting(task), self.budget)
+
+
+class _Attempts(Protocol):
+    def walk(self, rows: Tensor) -> Walk: ...
+
+    def learn(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None: ...
+
+
+@dataclass
+class _Tightening:
+    """Solve the steps to a tolerance that falls, photo by photo, with the error that is seen in the end."""
+
+    task: Task
+    goal: Goal
+    budget: int | None
+
+    def __post_init__(self) -> None:
+        grid = self.task.grid
+        start = 2 * self.goal.rms * STEPWISE / math.sqrt(grid.steps)  # 2: photos lie in [-1, 1]
+        self.tolerance = torch.full((len(self.task.x0),), start, dtype=torch.float64)
+        cost = self.task.denoise.cost
+        self.plan = None if self.budget is None else planned(grid, self.budget // cost - grid.steps)
+
+    def walk(self, rows: Tensor) -> Walk:
+        return self.task.to_noise(rows, Implicit(self.task.solver, self.tolerance[rows], self.plan))
+
+    def learn(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None:
+        self.tolerance[rows] *= (0.5 * self.goal.rms / rms).clamp(0.01, 0.3)
+
+
+@dataclass
+class _Correcting:
+    """Encode a photo that is moved by what the last one missed."""
+
+    task: Task
+
+    def __post_init__(self) -> None:
+        self.y = self.task.x0.clone()
+
+    def walk(self, rows: Tensor) -> Walk:
+        return self.task.to_noise(rows, self.task.solver, self.y[rows])
+
+    def learn(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None:
+        self.y[rows] += self.task.x0[rows] - decoded
+
+
+def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | None) -> Inverted:
+    """Try again what has not come back, as long as it gets better and the budget lasts; keep the best of each photo."""
+    batch = len(task.x0)
+    best = torch.full((batch,), math.inf, dtype=torch.float64)
+    spent = torch.zeros(batch, dtype=torch.int64)
+    reached = torch.zeros(batch, dtype=torch.bool)
+    kept: dict[int, tuple[Walk, Tensor]] = {}
+    rows = torch.arange(batch)
+    for _ in range(ATTEMPTS):
+        found = attempts.walk(rows)
+        back = task.and_back(rows, found.state)
+        restored = task.to_pixels(back.x)
+        rms, good = goal.measured(task.pixels[rows], restored)
+        cost = found.state.evaluations + back.evaluations
+        better = good | (rms < best[rows])
+        for k in torch.nonzero(better).flatten().tolist():
+            one = [(t, x[k : k + 1]) for t, x in found.path]
+            kept[int(rows[k])] = Walk(found.state.select(torch.tensor([k])), one), restored[k : k + 1]
+        best[rows] = torch.minimum(best[rows], rms)
+        spent[rows] += cost
+        reached[rows] = good
+        attempts.learn(rows, back.x, rms)
+        affordable = torch.ones_like(good) if budget is None else spent[rows] + cost <= budget
+        rows = rows[~good & better & affordable]
+        if not len(rows):
+            break
+    walks, pictures = zip(*(kept[row] for row in range(batch)), strict=True)
+    state = replace(State.join([walk.state for walk in walks]), evaluations=spent)
+    path = [(steps[0][0], torch.cat([x for _, x in steps])) for steps in zip(*(w.path for w in walks), strict=True)]
+    return Inverted(Walk(state, path), torch.cat(pictures), reached)
+
+
+def planned(grid: Grid, budget: int) -> tuple[int, ...]:
+    """How a budget of evaluations is best spent on the steps of a grid.
+
+    A step of size h in log SNR at noise / signal u starts with an error of about sqrt(u) h^2 in the photo, and every
+    evaluation shrinks it by about 0.65 tanh(h / 2): fitted to the bundled model, where relaxed fixed points have
+    tanh(h / 2) in theory. Each evaluation goes where it takes most of the sum of squares away.
+    """
+    sizes = [min(h, MAX_H) if math.isfinite(h) else 1.0 for h in grid.step_sizes()]
+    ratios = [level.noise / max(level.signal, 1e-3) for level in grid.levels[1:]]
+    error = [math.sqrt(u) * h * h for u, h in zip(ratios, sizes, strict=True)]
+    shrink = [0.65 * math.tanh(h / 2) for h in sizes]
+    counts = [1] * grid.steps
+    for _ in range(budget - grid.steps):
+        gain = [(e * r**n) ** 2 * (1 - r * r) for e, r, n in zip(error, shrink, counts, strict=True)]
+        counts[gain.index(max(gain))] += 1
+    return tuple(counts)
+
+
+def default_inverse(solver: Solver) -> Inverse:
+    """The inverse that brings photos back for this solver: exact where it can be."""
+    return Refine() if solver.undone_by == "refining" else Exact()
+
+
+INVERSES: dict[str, type[Inverse]] = {kind.name: kind for kind in (Explicit, Exact, Refine)}
