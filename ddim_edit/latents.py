@@ -59,8 +59,8 @@ class InversionReport:
     @classmethod
     def from_json(cls, report: Mapping[str, Any]) -> "InversionReport":
         """From the JSON of a latents file; TypeError or KeyError where a field is missing or unknown."""
-        lists = {key: tuple(value) for key, value in report.items() if isinstance(value, list)}
-        return cls(**(dict(report) | lists))
+        found = cls(**report)
+        return replace(found, residuals=tuple(found.residuals), iterations=tuple(found.iterations))
 
 
 @dataclass(frozen=True)

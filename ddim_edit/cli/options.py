@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ddim_edit.grid import Grid
     from ddim_edit.images import Photo
     from ddim_edit.models.base import Model
-    from ddim_edit.recipe import Recipe
     from ddim_edit.schedule import NoiseSchedule
     from ddim_edit.solvers import Solver
 
@@ -26,9 +25,7 @@ if TYPE_CHECKING:
 SPACINGS = ("leading", "trailing", "linspace", "uniform", "quadratic", "quadratic-full", "logsnr")
 DTYPES = ("fp32", "bf16", "fp16", "fp64")
 FITS = ("crop", "pad", "stretch")
-SOLVERS = ("ddim",)
-INVERSES = ("explicit",)
-DEFAULT_STEPS = 50
+DEFAULT_STEPS, ENCODE_STEPS = 50, 20
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Decorator = Callable[[Command], Command]
@@ -141,23 +138,33 @@ class GridChoice:
         """Whether the user asked for any grid."""
         return any(vars(self).values())
 
-    def build(self, schedule: "NoiseSchedule") -> "Grid":
-        """The grid asked for, or 50 steps of the model's own spacing."""
+    def build(self, schedule: "NoiseSchedule", steps: int = DEFAULT_STEPS, spacing: str | None = None) -> "Grid":
+        """The grid asked for; without a wish, so many steps of this spacing (None: the model's own)."""
         from ddim_edit.grid import Grid
 
         if self.timesteps is not None:
             return Grid.from_timesteps(schedule, self.timesteps)
         if self.timestep_respacing is not None:
             return Grid.respaced(schedule, self.timestep_respacing)
-        steps = DEFAULT_STEPS if self.num_inference_steps is None else self.num_inference_steps
-        return Grid.build(schedule, steps, self.timestep_spacing)  # pyright: ignore[reportArgumentType]
+        steps = steps if self.num_inference_steps is None else self.num_inference_steps
+        return Grid.build(schedule, steps, self.timestep_spacing or spacing)  # pyright: ignore[reportArgumentType]
 
 
 grid_options = packed(
     "grid",
     GridChoice,
-    click.option("--num-inference-steps", "-n", type=int, help=f"Number of steps.  [default: {DEFAULT_STEPS}]"),
-    click.option("--timestep-spacing", "--spacing", type=click.Choice(SPACINGS), help="[default: the model's]"),
+    click.option(
+        "--num-inference-steps",
+        "-n",
+        type=int,
+        help=f"Number of steps.  [default: {DEFAULT_STEPS}; {ENCODE_STEPS} to encode exactly]",
+    ),
+    click.option(
+        "--timestep-spacing",
+        "--spacing",
+        type=click.Choice(SPACINGS),
+        help="[default: the model's; quadratic to encode exactly]",
+    ),
     click.option("--timestep-respacing", help="As in improved-diffusion: ddim50, or 10,15,20 for three sections."),
     click.option(
         "--timesteps", type=values.timesteps, metavar="T,T,...", help="The timesteps themselves, like 0,40,80."
@@ -264,30 +271,6 @@ photo_options = packed(
     batch_option,
 )
 
-
-@dataclass(frozen=True)
-class Method:
-    """How photos are encoded on a grid."""
-
-    solver: str
-    inverse: str
-
-    def recipe(self, model: "Model", grid: "Grid", condition: Condition) -> "Recipe":
-        """Everything that an encoding depends on besides model and photo."""
-        from ddim_edit.recipe import Recipe
-        from ddim_edit.solvers import SOLVERS
-
-        return Recipe(grid, SOLVERS[self.solver](), condition.denoiser(model))
-
-
-method_options = packed(
-    "method",
-    Method,
-    click.option("--solver", type=click.Choice(SOLVERS), default="ddim", show_default=True, help="How to step."),
-    click.option(
-        "--inverse", type=click.Choice(INVERSES), default="explicit", show_default=True, help="How to invert."
-    ),
-)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable lines on stdout.")
 metadata_option = click.option("--metadata/--no-metadata", default=True, help="Settings inside the PNG files.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from ddim_edit.cli import options, run
+from ddim_edit.cli.method import Method, fitted, method_options
 
 if TYPE_CHECKING:
     from ddim_edit.batch import RoundTrip
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @options.output_option("latents", "A folder (one file a photo), or X.safetensors (one file for all).")
 @options.grid_options
 @options.condition_options
-@options.method_options
+@method_options
 @click.option("--until", type=float, metavar="T", help="Encode part of the way, up to this timestep.")
 @click.option("--save-trajectory", type=click.IntRange(1), metavar="K", help="Keep every K-th x_t in the file.")
 @click.option("--check/--no-check", default=True, help="Decode once more and say how well each photo comes back.")
@@ -36,7 +37,7 @@ def encode(  # noqa: PLR0913
     choice: options.ModelChoice,
     grid: options.GridChoice,
     condition: options.Condition,
-    method: options.Method,
+    method: Method,
     until: float | None,
     save_trajectory: int | None,
     check: bool,
@@ -57,9 +58,8 @@ def encode(  # noqa: PLR0913
     single = output if output.suffix == ".safetensors" else None
     targets = {photo.name: single or output / f"{photo.name}.safetensors" for photo in found}
     prepare_output(*targets.values(), overwrite=running.overwrite)
-    model = choice.load()
-    levels = grid.build(model.schedule)
-    recipe = method.recipe(model, levels if until is None else levels.until(until), condition)
+    model = fitted(choice.load(), [method.solver])
+    recipe = method.recipe(model, grid, condition, until)
     record = run.Record(run.describe_run(ctx, model, recipe.grid))
     batches = source.batches(found, model)
     parts: list[Latents] = []
@@ -137,6 +137,7 @@ def decode(  # noqa: PLR0913
     for part in loaded if not force else ():
         part.require_same(model.space, of=f"model {model.name}")
     recipes = [Recipe.of(part, model, grid=levels, solver=randomness.solver(), denoiser=denoiser) for part in loaded]
+    model = fitted(model, [recipe.solver.name for recipe in recipes])
     record = run.Record(run.describe_run(ctx, model, levels), outputs=paths)
     text = run.picture_metadata(record.description) if metadata else None
     remaining = iter(paths)
@@ -156,7 +157,7 @@ def decode(  # noqa: PLR0913
 @click.option("--output", "-o", "--outdir", type=click.Path(path_type=Path), help="Also write the pictures there.")
 @options.grid_options
 @options.condition_options
-@options.method_options
+@method_options
 @options.json_option
 @options.model_options
 @options.running_options
@@ -169,7 +170,7 @@ def roundtrip(  # noqa: PLR0913
     choice: options.ModelChoice,
     grid: options.GridChoice,
     condition: options.Condition,
-    method: options.Method,
+    method: Method,
     as_json: bool,
     running: options.Running,
 ) -> int:
@@ -186,8 +187,8 @@ def roundtrip(  # noqa: PLR0913
     found = source.find()
     paths = {photo.name: output / f"{photo.name}_recon.png" for photo in found} if output else {}
     prepare_output(*paths.values(), overwrite=running.overwrite)
-    model = choice.load()
-    recipe = method.recipe(model, grid.build(model.schedule), condition)
+    model = fitted(choice.load(), [method.solver])
+    recipe = method.recipe(model, grid, condition)
     record = run.Record(run.describe_run(ctx, model, recipe.grid))
     batches = source.batches(found, model)
     rows: list[dict[str, object]] = []
@@ -203,18 +204,19 @@ def roundtrip(  # noqa: PLR0913
     return run.finish(record, output, batches.failures, done=len(rows), running=running)
 
 
-def _row(result: "RoundTrip", recipe: "Recipe", method: options.Method) -> dict[str, object]:
+def _row(result: "RoundTrip", recipe: "Recipe", method: Method) -> dict[str, object]:
     """One JSON line; the keys are part of the interface."""
     record = result.photo.to_json()
     return {
         "image": result.photo.name,
         "steps": recipe.grid.steps,
         "solver": method.solver,
-        "inverse": method.inverse,
+        "inverse": recipe.inverse.name,
         "spacing": recipe.grid.spacing,
         **cast(dict[str, object], record["quality"]),
         "evaluations": {"encode": result.photo.evaluations, "decode": result.decode_evaluations},
         "latent": record["health"],
+        "inversion": record["inversion"],
         "seconds": round(result.seconds, 4),
     }
 
@@ -224,7 +226,8 @@ def _line(result: "RoundTrip") -> str:
     assert quality is not None
     return (
         f"{result.photo.name}: {quality.psnr:.1f} dB, mse {quality.mse:.2e}, ssim {quality.ssim:.3f}, "
-        f"largest error {quality.max_error:.3f}, {quality.changed_8bit:.0%} of 8-bit values changed"
+        f"largest error {quality.max_error:.3f}, {quality.changed_8bit:.0%} of 8-bit values changed; "
+        f"{result.photo.evaluations} evaluations to encode"
     )
 
 

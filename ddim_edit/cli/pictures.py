@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddim_edit.cli import options, run, values
+from ddim_edit.cli.method import Method, method_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,7 +149,7 @@ class Watching:
 @options.output_option("morph.mp4", "Video: .mp4, .gif, .webp, .png (animated), or a folder for frames.")
 @options.grid_options
 @options.condition_options
-@options.method_options
+@method_options
 @click.option("--frames", type=click.IntRange(2), default=60, show_default=True, help="Of the whole video.")
 @click.option("--fps", type=click.FloatRange(1, 240), default=30, show_default=True)
 @click.option("--path", "how", type=click.Choice(["slerp", "lerp"]), default="slerp", show_default=True)
@@ -165,7 +166,7 @@ def interpolate(  # noqa: PLR0913
     choice: options.ModelChoice,
     grid: options.GridChoice,
     condition: options.Condition,
-    method: options.Method,
+    method: Method,
     frames: int,
     fps: float,
     how: "How",
@@ -192,7 +193,7 @@ def interpolate(  # noqa: PLR0913
     found = [] if given else source.find()
     _check_count(len(given or found), frames)
     model = choice.load()
-    recipe = Recipe.of(given, model) if given else method.recipe(model, grid.build(model.schedule), condition)
+    recipe = Recipe.of(given, model) if given else method.recipe(model, grid, condition)
     levels = Grid.build(model.schedule, decode_steps) if decode_steps else recipe.grid
     record = run.Record(run.describe_run(ctx, model, recipe.grid), outputs=[output], inside=False)
     total = len(found) * recipe.grid.steps + frames * levels.steps
