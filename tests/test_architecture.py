@@ -190,6 +190,17 @@ def test_no_private_attribute_of_another_module_is_used(module):
     assert not [node for node in uses if isinstance(node.value, ast.Name) and node.value.id in modules]
 
 
+def test_random_numbers_are_drawn_only_where_the_docstring_of_noise_says():
+    draws = {"rand", "randn", "randint", "rand_like", "randn_like", "normal_", "manual_seed", "default_rng"}
+    modules = {
+        module
+        for module, tree in TREES.items()
+        if any(isinstance(node, ast.Attribute) and node.attr in draws for node in ast.walk(tree))
+    }
+    named = {module for module in SOURCES if module and f"`{module}" in (ast.get_docstring(TREES["noise"]) or "")}
+    assert modules == {"noise"} | named
+
+
 @pytest.mark.parametrize("module", [name for name in SOURCES if not name.startswith("cli")])
 def test_nothing_below_the_command_line_prints(module):
     calls = [node.func for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
