@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ from ddim_edit.errors import LatentsError
 from ddim_edit.files import atomic
 from ddim_edit.metrics import LatentHealth, Quality
 from ddim_edit.schedule import Level
-
-if TYPE_CHECKING:
-    from ddim_edit.models.base import Model
 
 FORMAT = 1
 KEY = "ddim_edit"
@@ -227,12 +224,6 @@ class Latents:
             )
         except (KeyError, TypeError, AttributeError, ValueError, LatentsError) as error:
             raise LatentsError(f"{path}: its record is incomplete ({error!r}); encode the photos again") from error
-
-
-def check_space(latents: Latents, model: "Model", *, force: bool = False) -> None:
-    """Refuse latents of another model, unless forced. Errors as `Latents.require_same`."""
-    if not force:
-        latents.require_same(model.space, of=f"model {model.name}")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Header]:

@@ -1,7 +1,9 @@
 """Who may import whom, and how long things may be: read from the source, without running it."""
 
 import ast
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +53,7 @@ TABLE = {
     "sheets": May("errors images", "numpy torch PIL"),
     "video": May("errors files images", "numpy torch PIL", "av"),
     "plots": May("files", "numpy torch", "matplotlib"),
-    "latents": May("errors files schedule metrics models.base", "torch", "safetensors"),
+    "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
     "recipe": May("errors grid denoiser solvers models.base latents", ""),
     "decoding": May(
@@ -206,6 +208,16 @@ def test_nothing_below_the_command_line_prints(module):
     calls = [node.func for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id in ("print", "input", "breakpoint")]
     assert "click" not in {item.package for item in imports(TREES[module])}
+
+
+def test_every_public_name_is_used_or_offered():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES.values())
+    words = Counter(re.findall(r"\w+", text))
+    offered = set((ROOT.parent / "tests" / "api.txt").read_text().split()) | {"GivenNoise", "read_metadata"}
+    nodes = (node for tree in TREES.values() for node in tree.body)
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    unused = {name for name in defined if not name.startswith("_") and words[name] < 2}
+    assert unused - offered == set()
 
 
 @pytest.mark.parametrize("module", SOURCES)

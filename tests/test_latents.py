@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ddim_edit.errors import LatentsError, OutputError
 from ddim_edit.inversion import encode
-from ddim_edit.latents import KEY, Latents, PhotoRecord, check_space
+from ddim_edit.latents import KEY, Latents, PhotoRecord
 from ddim_edit.metrics import LatentHealth, Quality
 from ddim_edit.schedule import Level
 
@@ -276,10 +276,3 @@ class TestSpace:
         for part in ("weights: abc here, xyz there", "shape: [3, 2, 2] here, [3, 4, 4] there", "model m"):
             assert part in message
         assert "schedule" not in message
-
-    def test_check_space_can_be_forced(self):
-        model = mixture_model()
-        check_space(replace(hand_made(), space=model.space), model)
-        with pytest.raises(LatentsError, match="model mixture"):
-            check_space(hand_made(), model)
-        check_space(hand_made(), model, force=True)
