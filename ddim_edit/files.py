@@ -1,11 +1,15 @@
 """Writing files so that a crash, a full disk or Ctrl-C never leaves half of one: temporary name, then rename."""
 
+import errno
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ddim_edit.errors import OutputError
+
+# Of system errors that name no file, those that writing meets; a lost connection, say, is not one of them.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 @contextmanager
@@ -15,18 +19,38 @@ def atomic(path: Path) -> Generator[Path]:
     The temporary name keeps the suffix, because image and video writers choose the format by it.
 
     Raises:
-        OutputError: the folder cannot be written to, or the disk is full.
+        OutputError: the folder cannot be written to, or the disk is full. Other errors of the block pass unchanged.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    with reported(path, temporary):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+        finally:
+            with suppress(OSError):  # where not even the folder could be made, there is nothing to delete
+                temporary.unlink()
+
+
+@contextmanager
+def reported(path: Path, temporary: Path) -> Generator[None]:
+    """Turn system errors that concern the writing of `path` into an OutputError; all others pass unchanged.
+
+    They name one of the two, something in it or a folder above it, or nothing, as those of a full disk do.
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        yield
     except OSError as error:
+        if not _concerns(error, path, temporary):
+            raise
         raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
-    finally:
-        with suppress(OSError):  # where not even the folder could be made, there is nothing to delete
-            temporary.unlink()
+
+
+def _concerns(error: OSError, *places: Path) -> bool:
+    if not isinstance(error.filename, str | bytes):
+        return error.errno in _DISK_ERRORS
+    named = Path(os.fsdecode(error.filename)).absolute()
+    return any(p.is_relative_to(named) or named.is_relative_to(p) for p in (place.absolute() for place in places))
 
 
 def write_text(path: Path, text: str) -> None:
