@@ -3,13 +3,14 @@
 import errno
 import os
 from collections.abc import Iterator
+from math import nan
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from ddim_edit.errors import OutputError
+from ddim_edit.errors import DdimEditError, ImageError, OutputError
 from ddim_edit.files import atomic, prepare_output, unique_names, write_text
 from ddim_edit.video import write_video
 
@@ -24,6 +25,26 @@ def test_a_file_appears_whole_and_nothing_else_stays(tmp_path: Path):
     write_text(tmp_path / "new" / "a.txt", "text")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.txt"]
     assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "text"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "frames"])
+def test_folders_made_for_a_file_that_is_not_written_vanish_again(tmp_path: Path, name: str):
+    (tmp_path / "old").mkdir()
+    target = tmp_path / "old" / "new" / "newer" / name
+    with pytest.raises(DdimEditError):
+        write_half(target, ImageError("stop")) if name == "a.txt" else write_video([torch.full((3, 4, 4), nan)], target)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]
+    write_text(tmp_path / "old" / "new" / "b.txt", "text")
+    with pytest.raises(ImageError):
+        write_half(target, ImageError("stop"))
+    assert set((tmp_path / "old").rglob("*")) == {tmp_path / "old" / "new", tmp_path / "old" / "new" / "b.txt"}
+
+
+def test_the_check_of_an_output_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "new" / "newer" / "a.txt", Path("new") / "a.txt", Path("a.txt")):
+        prepare_output(path, overwrite=False)
+    assert list(tmp_path.rglob("*")) == []
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
