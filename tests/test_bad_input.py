@@ -196,6 +196,9 @@ CASES = {
     "weights of another shape": Case("info {unfit}", 1, "config.json"),
     "Stable Diffusion": Case("encode {a} -o {out} --model {diffusion}", 1, "UNet2DConditionModel"),
     "unknown device": Case(f"{ENCODE} --device tpu9", 1, "device 'tpu9' is not available here"),
+    "device without values": Case(f"{ENCODE} --device meta", 1, "device 'meta' is not available here; choose auto"),
+    "device of a plug-in": Case(f"{ENCODE} --device hpu", 1, "device 'hpu' is not available here"),
+    "device that is not there": Case(f"{SAMPLE} --device cuda:99", 1, "device 'cuda:99' is not available here"),
     "unknown dtype": Case(f"{ENCODE} --dtype fp8", 2, "'fp8' is not one of 'fp32', 'bf16', 'fp16', 'fp64'"),
     "values overflow": Case("encode {a} -o {out} -n 2 --model {overflow}", 1, "not finite after step 1 of 2"),
     # Latents

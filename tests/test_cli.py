@@ -17,6 +17,7 @@ from PIL import Image
 
 from ddim_edit import models
 from ddim_edit.cli import cli as command_line
+from ddim_edit.cli import main as command_line_main
 from ddim_edit.cli import options
 from ddim_edit.cli.pictures import interpolate as interpolate_command
 from ddim_edit.decoding import decode
@@ -677,11 +678,49 @@ def test_a_setting_that_is_not_applied_is_said_once_on_stderr(run, model, tmp_pa
 
 
 def test_debug_shows_where_an_error_comes_from(capsys):
-    from ddim_edit.cli import main
     from ddim_edit.errors import ImageError
 
     with pytest.raises(ImageError):
-        main(["--debug", "encode", "nothing-here.jpg"])
+        command_line_main(["--debug", "encode", "nothing-here.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (MemoryError(), ""),
+        (MemoryError("Unable to allocate 7.11 PiB for an array"), " (7.11 PiB more were needed)"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            " (2.00 GiB more were needed)",
+        ),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), ""),
+        (
+            RuntimeError("not enough memory: you tried to allocate 400 bytes.\nmore lines"),
+            " (400 bytes more were needed)",
+        ),
+        (None, " (4000000000000000 bytes more were needed)"),
+    ],
+    ids=["Python", "numpy", "CUDA", "MPS", "Windows", "this machine"],
+)
+def test_a_lack_of_memory_is_one_line_with_the_remedy(run, monkeypatch, error, size):
+    def fail():
+        if error:
+            raise error
+        torch.empty(10**15)
+
+    monkeypatch.setattr("ddim_edit.doctor.checks", fail)
+    outcome = run("doctor")
+    assert outcome.code == 1
+    assert outcome.stderr == f"error: out of memory{size}; lower --batch-size or --size, or choose --device cpu\n"
+
+
+def test_other_runtime_errors_are_bugs_and_stay_visible(monkeypatch):
+    def fail():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("ddim_edit.doctor.checks", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        command_line_main(["doctor"])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()], ids=["ctrl-c", "abort"])

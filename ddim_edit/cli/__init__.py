@@ -1,6 +1,7 @@
 """The command line. Answers `--help` without importing torch: heavy imports live inside the commands."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -60,9 +61,20 @@ def _run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; finished files are kept, nothing is half-written", err=True)
         return INTERRUPTED
-    except (DdimEditError, MemoryError) as error:
-        if "--debug" in arguments:
+    except (DdimEditError, MemoryError, RuntimeError) as error:
+        message = str(error) if isinstance(error, DdimEditError) else _out_of_memory(error)
+        if message is None or "--debug" in arguments:
             raise
-        click.echo(f"error: {error or 'out of memory; lower --batch-size'}", err=True)
+        click.echo(f"error: {message}", err=True)
         return FAILED
     return code if isinstance(code, int) else 0
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> str | None:
+    """One line, if this is what it means; torch says so in its own words on every device, always as a RuntimeError."""
+    text = str(error)
+    if not (isinstance(error, MemoryError) or re.search("(out of|not enough|can't allocate) memory", text)):
+        return None
+    size = re.search(r"allocate ([\d.]+ ?[A-Za-z]+)", text)
+    wanted = f" ({size[1]} more were needed)" if size else ""
+    return f"out of memory{wanted}; lower --batch-size or --size, or choose --device cpu"
