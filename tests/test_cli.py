@@ -511,6 +511,25 @@ def test_the_environment_sets_options_and_flags_win(tiny, monkeypatch, photos, t
     assert len(Latents.load(tmp_path / "flag" / "a.safetensors").how["timesteps"]) == 2
 
 
+@pytest.mark.parametrize("command", command_line.commands.values(), ids=lambda command: command.name)
+def test_variables_are_named_after_the_long_names_of_options(command):
+    for option in (param for param in command.params if isinstance(param, click.Option)):
+        long = [name.removeprefix("--") for name in option.opts if name.startswith("--")]
+        names = [f"DDIM_EDIT_{command.name}_{name}".upper().replace("-", "_") for name in long]
+        assert option.envvar == names
+        assert names
+
+
+def test_variables_whose_options_have_parameters_of_other_names(tiny, monkeypatch, photos, tmp_path):
+    for name, value in {"ENCODE_JSON": "1", "INTERPOLATE_PATH": "lerp", "INTERPOLATE_OUTDIR": "lerped"}.items():
+        monkeypatch.setenv(f"DDIM_EDIT_{name}", value)
+    monkeypatch.setenv("DDIM_EDIT_ENCODE_PROGRESS", "0")
+    monkeypatch.setenv("DDIM_EDIT_INTERPOLATE_HOW", "nonsense")  # no option is called --how
+    json.loads(tiny("encode", photos[0], "-n", 2).stdout)
+    tiny("interpolate", *photos[:2], "-n", 2, "--frames", 2)
+    assert record("lerped.run.json")["arguments"]["how"] == "lerp"
+
+
 def test_run_json_says_everything_about_the_run(tiny, photos, model):
     tiny("encode", *photos[:2], "-n", 2, "-o", "out")
     found = record("out/run.json")
