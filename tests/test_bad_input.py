@@ -250,6 +250,8 @@ CASES = {
     "negative seed of decode": Case(f"{DECODE} --eta 1 --seed -1", 2, "-1 is not in the range x>=0"),
     "malformed seeds": Case(f"{SAMPLE} --seeds 0,,4", 2, "'0,,4' is no list of seeds"),
     "seeds backwards": Case(f"{SAMPLE} --seeds 0,5-3", 2, "'0,5-3' is no list of seeds"),
+    "seed given twice": Case(f"{SAMPLE} --seeds 5,5", 2, "seed 5 is given twice and always draws the same picture"),
+    "seeds that overlap": Case(f"{SAMPLE} --seeds 0-4,9,3-6", 2, "seed 3 is given twice"),
     "no trajectory": Case(f"{ENCODE} --save-trajectory 0", 2, "0 is not in the range x>=1"),
     "limit of 0": Case(f"{ENCODE} --limit 0", 2, "0 is not in the range x>=1"),
     "unknown option": Case(f"{ENCODE} --stepz 4", 2, "--stepz"),
