@@ -272,6 +272,12 @@ CASES = {
     "label for latents": Case(
         f"interpolate {{model_latents}} {{model_latents}} --label 1 -o {{out}}/m.webp {M}", 2, "Latents keep the grid"
     ),
+    "limit for latents": Case(
+        f"interpolate {{model_latents}} {{model_latents}} --limit 1 -o {{out}}/m.webp {M}", 2, "these are latents"
+    ),
+    "fit for latents": Case(
+        f"interpolate {{model_latents}} {{model_latents}} --fit pad -o {{out}}/m.webp {M}", 2, "these are latents"
+    ),
     # Output
     "output below a file": Case(f"encode {{a}} -o {{text}}/sub {M}", 1, "cannot write into"),
     "samples below a file": Case(f"sample --seeds 0 -o {{text}} {M}", 1, "cannot write into"),

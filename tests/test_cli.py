@@ -555,6 +555,7 @@ CONFIGS = {
     "sample": ("sample", "--seeds", "2,4-5", "--eta", "sigma-hat", "--watch", 1, "--clip", 2),
     "sample eta": ("sample", "--seeds", "1", "--eta", 0.5, "--no-metadata"),
     "interpolate": ("interpolate", "{a}", "{b}", "--frames", 3, "--path", "lerp", "-o", "first.webp"),
+    "interpolate latents": ("interpolate", "{latents}", "--frames", 3, "--decode-steps", 2, "-o", "first.webp"),
     "decode": ("decode", "{latents}", "--eta", 1, "--seed", 3),
 }
 
@@ -564,7 +565,7 @@ def test_config_repeats_a_run_to_the_byte(tiny, run, photos, tmp_path, arguments
     tiny("encode", *photos, "-n", 2, "-o", "made.safetensors")
     names = {"a": photos[0], "b": photos[1], "latents": "made.safetensors"}
     filled = [str(argument).format(**names) for argument in arguments]
-    steps = () if "--timesteps" in filled else ("-n", 4)
+    steps = () if {"--timesteps", "--decode-steps"} & set(filled) else ("-n", 4)
     output = Path(filled[filled.index("-o") + 1] if "-o" in filled else "first")
     tiny(*filled, *steps, "-o", output)
     saved = output.with_name(f"{output.stem}.run.json") if output.suffix else output / "run.json"

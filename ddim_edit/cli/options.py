@@ -237,6 +237,11 @@ class Source:
     limit: int | None
     batch_size: int
 
+    @property
+    def chosen(self) -> bool:
+        """Whether the user asked for some of the photos only, or for another way of fitting them."""
+        return self.limit is not None or self.fit != FITS[0]
+
     def find(self) -> "list[Photo]":
         """List the photos; nothing is decoded yet."""
         from ddim_edit.images import find_photos
@@ -258,7 +263,7 @@ photo_options = packed(
     Source,
     click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path)),
     click.option(
-        "--fit", type=click.Choice(FITS), default="crop", show_default=True, help="How photos get the model's shape."
+        "--fit", type=click.Choice(FITS), default=FITS[0], show_default=True, help="How photos get the model's shape."
     ),
     click.option("--limit", type=click.IntRange(1), help="Only the first N photos."),
     batch_option,
