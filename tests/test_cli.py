@@ -284,6 +284,11 @@ def test_roundtrip_json_has_exactly_the_promised_keys(tiny, photos):
     assert outcome.stderr.startswith("mean of 3: ")
 
 
+def test_roundtrip_measures_photos_of_8_pixels(tiny, photos):
+    row = json.loads(tiny("roundtrip", photos[0], "-n", 2, "--size", 8, "--json").stdout)
+    assert -1 <= row["ssim"] <= 1
+
+
 def test_roundtrip_agrees_with_the_check_of_encode(tiny, photos):
     row = json.loads(tiny("roundtrip", photos[0], "-n", 3, "--json").stdout)
     quality = json.loads(tiny("encode", photos[0], "-n", 3, "--json").stdout)["quality"]
