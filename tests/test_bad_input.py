@@ -208,6 +208,7 @@ CASES = {
     "truncated latents": Case(f"decode {{cut_latents}} -o {{out}} {M}", 1, "cannot be read as safetensors"),
     "safetensors that are no latents": Case(f"decode {{weights}} -o {{out}} {M}", 1, "no ddim_edit record"),
     "missing latents": Case(f"decode {{folder}}/none.safetensors -o {{out}} {M}", 1, "none.safetensors does not exist"),
+    "folder without latents": Case(f"decode {{empty_folder}} -o {{out}} {M}", 1, "has no .safetensors files; subf"),
     "info of missing latents": Case("info {folder}/none.safetensors", 1, "none.safetensors does not exist"),
     "partial latents on another grid": Case(
         f"decode {{partial_latents}} -n 3 -o {{out}} {M}", 1, "t = 250, which is no level of this grid"

@@ -230,6 +230,15 @@ def test_decode_numbers_names_that_repeat(tiny, photos, tmp_path):
     assert found["a.png"] == found["a-2.png"]
 
 
+def test_decode_takes_the_folder_that_encode_writes(tiny, photos, tmp_path):
+    tiny("encode", *photos, "-n", 2)
+    tiny("decode", "latents", "--no-metadata", "-o", "from-folder")
+    tiny("decode", *(f"latents/{name}.safetensors" for name in "abc"), "--no-metadata", "-o", "from-files")
+    whole, single = files_in(tmp_path / "from-folder"), files_in(tmp_path / "from-files")
+    assert set(whole) == {"a.png", "b.png", "c.png", "run.json"}
+    assert all(whole[name] == single[name] for name in ("a.png", "b.png", "c.png"))
+
+
 def test_decode_takes_another_number_of_steps(tiny, photos, model, tmp_path):
     tiny("encode", photos[0], "-n", 2, "-o", "one")
     tiny("decode", "one/a.safetensors", "-n", 4, "-o", "back")

@@ -120,14 +120,14 @@ def decode(  # noqa: PLR0913
     metadata: bool,
     running: options.Running,
 ) -> int:
-    """Decode LATENTS (files that encode wrote) into PNG pictures, by default the way they were encoded."""
+    """Decode LATENTS (files or folders that encode wrote) into PNGs, by default the way they were encoded."""
     from ddim_edit.batch import decode_in_batches
     from ddim_edit.files import prepare_output, unique_names
     from ddim_edit.images import write_image
-    from ddim_edit.latents import Latents
+    from ddim_edit.latents import Latents, find_latents
     from ddim_edit.recipe import Recipe
 
-    loaded = [Latents.load(path) for path in latents]
+    loaded = [Latents.load(path) for path in find_latents(latents)]
     names = unique_names([name for part in loaded for name in part.names])
     paths = [output / f"{name}.png" for name in names]
     prepare_output(*paths, overwrite=running.overwrite)
