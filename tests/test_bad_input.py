@@ -254,6 +254,7 @@ CASES = {
     "seed given twice": Case(f"{SAMPLE} --seeds 5,5", 2, "seed 5 is given twice and always draws the same picture"),
     "seeds that overlap": Case(f"{SAMPLE} --seeds 0-4,9,3-6", 2, "seed 3 is given twice"),
     "no trajectory": Case(f"{ENCODE} --save-trajectory 0", 2, "0 is not in the range x>=1"),
+    "resume of one file": Case(f"encode {{a}} -o {{out}}.safetensors --resume {M}", 2, "--resume needs a folder"),
     "limit of 0": Case(f"{ENCODE} --limit 0", 2, "0 is not in the range x>=1"),
     "unknown option": Case(f"{ENCODE} --stepz 4", 2, "--stepz"),
     "unknown command": Case("frobnicate {a}", 2, "No such command 'frobnicate'"),

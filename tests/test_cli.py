@@ -205,6 +205,58 @@ def test_a_label_and_guidance_are_recorded_and_used(run, labelled, photos, tmp_p
     assert not torch.equal(dog.x, guided.x)
 
 
+def test_resume_encodes_what_is_left_and_nothing_again(tiny, photos, tmp_path):
+    arguments = ("encode", *photos, "-n", 2, "--micro-batch", 4)
+    tiny(*arguments, "-o", "whole")
+    tiny(*arguments, "--limit", 2, "-o", "part")
+    (tmp_path / "part" / "a.safetensors").unlink()
+    before = (tmp_path / "part" / "b.safetensors").stat().st_mtime_ns
+    outcome = tiny(*arguments, "-o", "part", "--resume")
+    assert outcome.stderr == "1 of 3 photos were encoded before\nwrote part (2 done)\n"
+    assert [line.split(":")[0] for line in outcome.stdout.splitlines() if not line.startswith(" ")] == ["a", "c"]
+    assert (tmp_path / "part" / "b.safetensors").stat().st_mtime_ns == before
+    whole, part = files_in(tmp_path / "whole"), files_in(tmp_path / "part")
+    assert all(part[f"{name}.safetensors"] == whole[f"{name}.safetensors"] for name in "abc")
+    again = tiny(*arguments, "-o", "part", "--resume")
+    assert (again.stdout, again.stderr) == ("", "3 of 3 photos were encoded before\n")
+    assert files_in(tmp_path / "part") == part
+
+
+OTHERWISE = {
+    "steps": ("-n", 3),
+    "fit": ("--fit", "pad"),
+    "until": ("--until", 400),
+    "size": ("--size", 20),
+    "model": ("--model", "other"),
+    "photo": (),
+}
+
+
+@pytest.mark.parametrize("changed", OTHERWISE)
+def test_resume_takes_nothing_for_done_that_was_made_otherwise(tiny, run, model, tmp_path, changed):
+    photo = save_photo(tmp_path / "a.png")
+    save_tiny_model(tmp_path / "other", seed=1)
+    tiny("encode", photo, "-n", 2, "-o", "out")
+    before = files_in(tmp_path / "out")
+    if changed == "photo":
+        save_photo(photo, seed=9)
+    refused = run("encode", photo, "-n", 2, "-o", "out", "--resume", "--model", model, *OTHERWISE[changed])
+    assert refused.code == 1
+    assert "0 of 1 photos were encoded before" in refused.stderr
+    assert "a.safetensors exists; choose another --output or pass --overwrite" in refused.stderr
+    assert files_in(tmp_path / "out") == before
+
+
+def test_resume_replaces_a_damaged_file_where_it_may_and_still_names_bad_photos(run, model, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.safetensors").write_bytes(b"cut off")
+    (tmp_path / "bad.jpg").write_text("no photo")
+    outcome = run("encode", *photos[:1], "bad.jpg", "-n", 2, "-o", "out", "--resume", "--overwrite", "--model", model)
+    assert outcome.code == 3
+    assert "bad.jpg is not an image" in outcome.stderr
+    assert Latents.load(tmp_path / "out" / "a.safetensors").names == ["a"]
+
+
 # decode
 
 

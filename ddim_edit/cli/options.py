@@ -248,6 +248,20 @@ class Source:
 
         return find_photos(self.photos)[: self.limit]
 
+    def unfinished(
+        self, found: "list[Photo]", targets: "dict[str, Path]", model: "Model", recipe: "Recipe"
+    ) -> "list[Photo]":
+        """The photos whose latents are not yet in their target files, name to path; says how many are."""
+        from ddim_edit.batch import is_encoded
+
+        def done(photo: "Photo") -> bool:
+            path = targets[photo.name]
+            return is_encoded(photo, self.fit, path, model, recipe)  # pyright: ignore[reportArgumentType]
+
+        left = [photo for photo in found if not done(photo)]
+        click.echo(f"{len(found) - len(left)} of {len(found)} photos were encoded before", err=True)
+        return left
+
     def batches(self, found: "list[Photo]", model: "Model") -> "PhotoBatches":
         """The photos in batches of pixels at the model's size."""
         from ddim_edit.batch import PhotoBatches

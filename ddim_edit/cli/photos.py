@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @click.option("--until", type=float, metavar="T", help="Encode part of the way, up to this timestep.")
 @click.option("--save-trajectory", type=click.IntRange(1), metavar="K", help="Keep every K-th x_t in the file.")
 @click.option("--check/--no-check", default=True, help="Decode once more and say how well each photo comes back.")
+@click.option("--resume", is_flag=True, help="Leave out photos that an earlier run with these settings finished.")
 @options.json_option
 @options.model_options
 @options.running_options
@@ -40,6 +41,7 @@ def encode(  # noqa: PLR0913
     until: float | None,
     save_trajectory: int | None,
     check: bool,
+    resume: bool,
     as_json: bool,
     running: options.Running,
 ) -> int:
@@ -48,18 +50,24 @@ def encode(  # noqa: PLR0913
     \b
     ddim-edit encode photo.jpg -o photo.safetensors
     ddim-edit encode folder/ -o latents -n 100
+    ddim-edit encode folder/ -o latents -n 100 --resume
     """
     from ddim_edit.batch import encode_photos
     from ddim_edit.files import prepare_output
     from ddim_edit.latents import Latents
 
-    found = source.find()
     single = output if output.suffix == ".safetensors" else None
+    if single and resume:
+        raise click.UsageError("--resume needs a folder as --output; one file for all is written at the end.")
+    found = source.find()
     targets = {photo.name: single or output / f"{photo.name}.safetensors" for photo in found}
-    prepare_output(*targets.values(), overwrite=running.overwrite)
+    prepare_output(*(() if resume else targets.values()), overwrite=running.overwrite)
     model = choice.load()
     levels = grid.build(model.schedule)
     recipe = method.recipe(model, levels if until is None else levels.until(until), condition)
+    if resume:
+        found = source.unfinished(found, targets, model, recipe)
+        prepare_output(*(targets[photo.name] for photo in found), overwrite=running.overwrite)
     record = run.Record(run.describe_run(ctx, model, recipe.grid))
     batches = source.batches(found, model)
     parts: list[Latents] = []
