@@ -49,7 +49,8 @@ TABLE = {
     "models.unet2d": May("errors schedule denoiser models.base", "torch", "diffusers safetensors"),
     "models": May("errors models.base models.unet2d", "torch", "huggingface_hub"),
     # Data
-    "images": May("errors files", "numpy torch PIL"),
+    "colour": May("errors", "numpy PIL"),
+    "images": May("errors files colour", "numpy torch PIL"),
     "sheets": May("errors images", "numpy torch PIL"),
     "video": May("errors files images", "numpy torch PIL", "av"),
     "plots": May("files", "numpy torch", "matplotlib"),
