@@ -51,7 +51,8 @@ TABLE = {
     # Data
     "colour": May("errors", "numpy PIL"),
     "images": May("errors files colour", "numpy torch PIL"),
-    "sheets": May("errors images", "numpy torch PIL"),
+    "fonts": May("", "PIL"),
+    "sheets": May("errors images fonts", "numpy torch PIL"),
     "video": May("errors files images", "numpy torch PIL", "av"),
     "plots": May("files", "numpy torch", "matplotlib"),
     "latents": May("errors files schedule metrics", "torch", "safetensors"),
