@@ -53,7 +53,7 @@ def _in_srgb(image: Image.Image, profile: bytes | None, source: str) -> Image.Im
         return image.convert("RGB")
     try:
         given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = given.profile.xcolor_space.strip()
+        space = given.profile.xcolor_space.strip()  # pyright: ignore[reportAttributeAccessIssue]
         if space != _SPACES[image.mode]:
             raise ValueError(f"it is for {space}, and the photo is {image.mode}")
         converted = ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode="RGB")

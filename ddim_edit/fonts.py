@@ -8,7 +8,7 @@ letters without their accents, others as Python's `ascii` has them. ASCII text n
 import unicodedata
 from functools import cache
 
-from PIL import ImageFont
+from PIL import Image, ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -57,6 +57,7 @@ def _draws(font: Font, character: str) -> bool:
     return _drawn(font, character) != _drawn(font, _NO_CHARACTER)
 
 
-def _drawn(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
-    mask = font.getmask(character)
-    return mask.size, bytes(mask)
+def _drawn(font: Font, character: str) -> bytes:
+    paper = Image.new("L", (64, 64))
+    ImageDraw.Draw(paper).text((0, 0), character, 255, font)
+    return paper.tobytes()
