@@ -1,15 +1,17 @@
 """Many photos at once: read them, run them in batches, and keep going when one of them is bad."""
 
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ddim_edit.decoding import decode
-from ddim_edit.errors import ImageError
+from ddim_edit.errors import ImageError, LatentsError
 from ddim_edit.images import Fit, Photo
 from ddim_edit.inversion import round_trip
 from ddim_edit.latents import Latents, PhotoRecord
@@ -32,6 +34,24 @@ class PhotoBatch(NamedTuple):
 
     records: list[PhotoRecord]
     pixels: Tensor
+
+
+def record_of(photo: Photo, fit: Fit) -> PhotoRecord:
+    """What is known of a photo before it is encoded; ImageError where it cannot be read."""
+    return PhotoRecord(photo.name, {"sha256": photo.sha256(), "fit": fit})
+
+
+def is_encoded(photo: Photo, fit: Fit, path: Path, model: Model, recipe: Recipe) -> bool:
+    """Whether this latents file holds this photo alone, encoded with this model and recipe.
+
+    A missing or damaged file does not, and a photo that cannot be read is not encoded either.
+    """
+    try:
+        found, wanted = Latents.load(path), record_of(photo, fit)
+    except (LatentsError, ImageError):
+        return False
+    made = (found.names, found.photos[0].source, found.space, found.how)
+    return made == ([wanted.name], wanted.source, model.space, json.loads(json.dumps(recipe.to_json())))
 
 
 @dataclass
@@ -58,7 +78,7 @@ class PhotoBatches:
         pixels: list[Tensor] = []
         for photo in self.photos:
             try:
-                record = PhotoRecord(photo.name, {"sha256": photo.sha256(), "fit": self.fit})
+                record = record_of(photo, self.fit)
                 pixels.append(photo.read(self.size, self.fit))
             except ImageError as error:
                 self.failures.append(Failure(photo.source, str(error)))

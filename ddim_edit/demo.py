@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ddim_edit.decoding import decode, morph, sample
+from ddim_edit.errors import MissingExtraError
 from ddim_edit.images import read_image, write_image
 from ddim_edit.inversion import encode
 from ddim_edit.latents import Latents
@@ -16,6 +17,7 @@ from ddim_edit.noise import SeededNoise
 from ddim_edit.plots import error_figure, latent_figure
 from ddim_edit.sheets import sheet, strip
 from ddim_edit.solvers import Ddim
+from ddim_edit.video import check_video_path, write_video
 
 PICTURES = ("1_reconstruction.png", "2_latent.png", "3_morph.png", "4_consistency.png", "5_error_vs_steps.png")
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
@@ -23,6 +25,11 @@ STEPS = 50
 CURVE = (10, 20)  # besides STEPS
 FRAMES, FRAME_STEPS = 9, 15
 COLUMNS = (10, 20, 50, 100)
+
+
+def outputs(folder: Path) -> list[Path]:
+    """Every file that `run_demo` writes there: the five pictures, and the morph as a video."""
+    return [*(folder / name for name in PICTURES), _video_path(folder / PICTURES[2])]
 
 
 def run_demo(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -69,18 +76,20 @@ def _draw_reconstruction(
 
 
 def _draw_morph(model: Model, latents: Latents, path: Path) -> str:
-    from ddim_edit.errors import MissingExtraError
-    from ddim_edit.video import check_video_path, write_video
-
     frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, grid=FRAME_STEPS)]
     write_image(strip(frames[::2], scale=2), path)
-    video = path.with_suffix(".mp4")
-    try:
-        check_video_path(video)
-    except MissingExtraError:
-        video = path.with_suffix(".webp")
+    video = _video_path(path)
     write_video(frames + frames[-2:0:-1], video, fps=8, scale=4)
     return f"a morph through the photos by slerp between their latents; {video.name} shows it moving"
+
+
+def _video_path(picture: Path) -> Path:
+    """Beside the picture: an mp4, or a WebP where mp4 cannot be written."""
+    try:
+        check_video_path(picture.with_suffix(".mp4"))
+    except MissingExtraError:
+        return picture.with_suffix(".webp")
+    return picture.with_suffix(".mp4")
 
 
 def _draw_consistency(model: Model, x: Tensor, restored: Tensor, name: str, path: Path) -> str:

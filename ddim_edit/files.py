@@ -1,11 +1,15 @@
 """Writing files so that a crash, a full disk or Ctrl-C never leaves half of one: temporary name, then rename."""
 
+import errno
 import os
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ddim_edit.errors import OutputError
+
+# Of system errors that name no file, those that writing meets; a lost connection, say, is not one of them.
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
 @contextmanager
@@ -15,18 +19,44 @@ def atomic(path: Path) -> Generator[Path]:
     The temporary name keeps the suffix, because image and video writers choose the format by it.
 
     Raises:
-        OutputError: the folder cannot be written to, or the disk is full.
+        OutputError: the folder cannot be written to, or the disk is full. Other errors of the block pass unchanged.
     """
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    with writing(path, temporary):
+        try:
+            yield temporary
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, temporary: Path) -> Generator[None]:
+    """Make the folders above `path`, and turn system errors that concern its writing into an OutputError.
+
+    Such errors name `path`, `temporary`, something in them or a folder above them, or nothing, as those of a full disk
+    do; all others pass unchanged. Folders made here vanish again where nothing is written into them.
+    """
+    missing: list[Path] = []  # the deepest first
     try:
+        missing += [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
+        yield
     except OSError as error:
+        if not _concerns(error, path, temporary):
+            raise
         raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
     finally:
-        with suppress(OSError):  # where not even the folder could be made, there is nothing to delete
-            temporary.unlink()
+        with suppress(OSError):  # until one holds something
+            for folder in missing:
+                folder.rmdir()
+
+
+def _concerns(error: OSError, *places: Path) -> bool:
+    if not isinstance(error.filename, str | bytes):
+        return error.errno in _DISK_ERRORS
+    named = Path(os.fsdecode(error.filename)).absolute()
+    return any(p.is_relative_to(named) or named.is_relative_to(p) for p in (place.absolute() for place in places))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,7 +66,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def prepare_output(*paths: Path, overwrite: bool) -> None:
-    """Check before the long work starts that these files may be written, and make their folders.
+    """Check before the long work starts that these files may be written; leave no trace.
 
     Raises:
         OutputError: a file exists and `overwrite` is false, or its folder cannot be made or written to.
@@ -46,8 +76,8 @@ def prepare_output(*paths: Path, overwrite: bool) -> None:
             raise OutputError(f"{path} exists; choose another --output or pass --overwrite")
     for folder in {path.parent for path in paths}:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f".ddim-edit-probe.{os.getpid()}"
+            there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+            probe = there / f".ddim-edit-probe.{os.getpid()}"
             probe.touch()
             probe.unlink()
         except OSError as error:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from ddim_edit.colour import to_rgb
 from ddim_edit.errors import ConfigError, ImageError, NumericsError
 from ddim_edit.files import atomic, unique_names
 
@@ -109,7 +110,7 @@ def find_photos(arguments: Sequence[Path]) -> list[Photo]:
 
 
 def read_image(path: str | Path, size: tuple[int, int], fit: Fit = "crop", *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Read a photo of any kind as RGB: turned upright by its EXIF, transparency laid over white, at the wanted size.
+    """Read a photo of any kind as sRGB: turned upright by its EXIF, transparency laid over white, at the wanted size.
 
     Args:
         path: the photo.
@@ -128,7 +129,7 @@ def read_image(path: str | Path, size: tuple[int, int], fit: Fit = "crop", *, ma
     with _opened(path) as image:
         _check_header(path, image, max_pixels)
         image.load()
-        photo = _on_white(_upright(image), path)
+        photo = to_rgb(_upright(image), str(path))
     return to_tensor(_fitted(photo, size, fit))
 
 
@@ -256,23 +257,6 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # broken EXIF is no reason to refuse sound pixels
         return image
     return image if turn is None else image.transpose(turn)
-
-
-def _on_white(image: Image.Image, path: Path) -> Image.Image:
-    if image.mode.startswith("I"):
-        return _from_16_bit(image, path)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    canvas = Image.new("RGBA", image.size, "white")
-    canvas.alpha_composite(image.convert("RGBA"))
-    return canvas.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image, path: Path) -> Image.Image:
-    grey = np.asarray(image).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 65535:
-        raise ImageError(f"{path} has grey values from {grey.min()} to {grey.max()}, not 16-bit; save it as 8-bit")
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 = 255 * 257
 
 
 def _fitted(image: Image.Image, size: tuple[int, int], fit: Fit) -> NDArray[np.uint8]:

@@ -8,10 +8,11 @@ byte. Only tensors are ever read; nothing is unpickled.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -20,9 +21,6 @@ from ddim_edit.errors import LatentsError
 from ddim_edit.files import atomic
 from ddim_edit.metrics import LatentHealth, Quality
 from ddim_edit.schedule import Level
-
-if TYPE_CHECKING:
-    from ddim_edit.models.base import Model
 
 FORMAT = 1
 KEY = "ddim_edit"
@@ -256,10 +254,26 @@ class Latents:
             raise LatentsError(f"{path}: its record is incomplete ({error!r}); encode the photos again") from error
 
 
-def check_space(latents: Latents, model: "Model", *, force: bool = False) -> None:
-    """Refuse latents of another model, unless forced. Errors as `Latents.require_same`."""
-    if not force:
-        latents.require_same(model.space, of=f"model {model.name}")
+def find_latents(arguments: Sequence[Path]) -> list[Path]:
+    """List the latents files meant by files and folders; those of a folder as people count, `a2` before `a10`.
+
+    Raises:
+        LatentsError: a folder has none.
+    """
+    return [file for path in arguments for file in (_in_folder(path) if path.is_dir() else [path])]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    found = [file for file in folder.glob("*.safetensors") if not file.name.startswith(".")]
+    if not found:
+        raise LatentsError(f"{folder} has no .safetensors files; subfolders are not searched")
+    return sorted(found, key=_as_counted)
+
+
+def _as_counted(file: Path) -> tuple[list[tuple[bool, int, str]], str]:
+    """Numbers in a name count as numbers and come before letters; the name itself decides between `a1` and `a01`."""
+    parts = re.findall(r"(\d+)|(\D+)", file.stem.casefold())
+    return [(not digits, int(digits or 0), text) for digits, text in parts], file.name
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Header]:

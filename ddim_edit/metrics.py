@@ -20,8 +20,8 @@ RMS_RANGE = (0.9, 1.1)
 MAX_EXCESS_KURTOSIS = 0.5
 MAX_NEIGHBOUR_CORRELATION = 0.15
 
-# The width of the SSIM window in pixels: a Gaussian of sigma 1.5, cut off at 5.
-_SSIM_WINDOW = 11
+# The window of SSIM: a Gaussian of sigma 1.5, cut off at 5 pixels from its centre, so 11 wide.
+_SSIM_SIGMA, _SSIM_RADIUS = 1.5, 5
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ def compare(reference: Tensor, result: Tensor) -> list[Quality]:
     """Measure each result against its reference.
 
     Args:
-        reference: (B, 3, H, W) in [-1, 1], H and W at least 11: the 8-bit photos after crop and resize.
+        reference: (B, 3, H, W) in [-1, 1]: the 8-bit photos after crop and resize.
         result: (B, 3, H, W), meant for [-1, 1] but not clamped.
 
     Returns:
         One Quality per photo.
 
     Raises:
-        ConfigError: shapes differ or are not (B, 3, H, W), the values are not floats, or a side is under 11 pixels.
+        ConfigError: shapes differ or are not (B, 3, H, W), or the values are not floats.
         NumericsError: a picture holds NaN or infinity.
 
     Example:
@@ -138,24 +138,13 @@ def ssim(reference: Tensor, result: Tensor) -> Tensor:
     data_range=1`: an 11 x 11 Gaussian window, K1 = 0.01, K2 = 0.03, a border of 5 pixels left out, the mean over
     positions and the three channels. (scikit-image's default, a flat 7 x 7 window, gives other numbers.)
 
-    Args:
-        reference: (B, 3, H, W) in [-1, 1], H and W at least 11.
-        result: (B, 3, H, W), not clamped.
+    Where a side is under 11 pixels, the window is the widest odd one that fits, with sigma in proportion; such numbers
+    compare with each other only.
 
     Returns:
-        (B,) float64, 1 for equal pictures.
-
-    Raises:
-        ConfigError: as `mse`, or a side is under 11 pixels.
-        NumericsError: a picture holds NaN or infinity.
+        (B,) float64, 1 for equal pictures. Arguments and errors are those of `mse`.
     """
     x, y = _pair(reference, result)
-    height, width = x.shape[-2:]
-    if min(height, width) < _SSIM_WINDOW:
-        raise ConfigError(
-            f"pictures of {height} x {width} pixels are smaller than the window of SSIM; "
-            f"use at least {_SSIM_WINDOW} x {_SSIM_WINDOW}, or mse and psnr alone"
-        )
     return torch.tensor([_ssim(p, q) for p, q in zip(x, y, strict=True)], dtype=torch.float64)
 
 
@@ -232,13 +221,14 @@ def _pair(reference: Tensor, result: Tensor) -> tuple[Tensor, Tensor]:
 def _ssim(x: Tensor, y: Tensor) -> float:
     from skimage.metrics import structural_similarity
 
+    radius = min(_SSIM_RADIUS, (min(x.shape[-2:]) - 1) // 2)
     value = structural_similarity(
         x.numpy(),
         y.numpy(),
         channel_axis=0,
         data_range=1,
         gaussian_weights=True,
-        sigma=1.5,
+        sigma=_SSIM_SIGMA * radius / _SSIM_RADIUS,  # scikit-image derives the width from it
         use_sample_covariance=False,
     )
     return float(cast(float, value))

@@ -1,8 +1,11 @@
-"""Seeded Gaussian noise: the only source of randomness in the package.
+"""Seeded Gaussian noise: x_T and the noise of the steps.
 
 Every image has its own seed and every use its own stream, keyed by (seed, stream, step), so a picture does not
 depend on the batch, the device or the number of steps it was made with, and x_T never shares numbers with the
 noise of the steps (with a shared stream, samples at eta > 0 blow up). Numbers are drawn on the CPU in float32.
+
+The package draws in one other place: `interpolation.slerp`, where it is given a seed, takes from it the direction
+in which to leave a latent for its exact opposite. Nothing is drawn without a seed of the caller's.
 """
 
 from collections.abc import Sequence

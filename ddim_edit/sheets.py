@@ -1,22 +1,22 @@
 """Pictures for people: contact sheets with titles and captions, and strips of frames.
 
 Tiles are enlarged by whole numbers only, so that every pixel of a small picture stays a sharp square, and text is
-measured before anything is drawn, so that it is never clipped. The font is the one inside Pillow: no font file is
-read. Nothing here knows what the tiles mean, and nothing here writes a file.
+measured before anything is drawn, so that it is never clipped. Nothing here knows what the tiles mean, and nothing here
+writes a file.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate, chain, zip_longest
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ddim_edit.errors import ImageError
+from ddim_edit.fonts import Font, readable
 from ddim_edit.images import enlarge, to_tensor, to_uint8
 
 _MARGIN = 12  # around the sheet
@@ -33,10 +33,11 @@ class _Text:
 
     lines: tuple[str, ...]
     size: int
+    font: Font
 
     @property
     def width(self) -> int:
-        return max((_length(line, self.size) for line in self.lines), default=0)
+        return max((_length(line, self.font) for line in self.lines), default=0)
 
     @property
     def height(self) -> int:
@@ -45,7 +46,7 @@ class _Text:
     def draw(self, canvas: ImageDraw.ImageDraw, left: int, top: int) -> None:
         """Draw the lines, flush left."""
         for number, line in enumerate(self.lines):
-            canvas.text((left, top + number * _line_height(self.size)), line, _INK, _font(self.size), anchor="la")
+            canvas.text((left, top + number * _line_height(self.size)), line, _INK, self.font, anchor="la")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def sheet(
 ) -> Tensor:
     """Lay pictures out in rows on white, with text.
 
-    Long text is wrapped, and a column is as wide as its widest picture or text. The font has the Latin letters of
-    ASCII only; other characters come out as boxes.
+    Long text is wrapped, and a column is as wide as its widest picture or text. Text beyond ASCII is drawn where the
+    system has a font for it, and spelled in ASCII where it has none.
 
     Args:
         tiles: rows of (3, h, w), float, [-1, 1]; rows may differ in length and tiles in size.
@@ -173,29 +174,25 @@ def _starts(first: int, sizes: Sequence[int]) -> list[int]:
 
 def _wrapped(text: str, width: int = 0, size: int = _TEXT_SIZE) -> _Text:
     limit = max(width, _TEXT_WIDTH)
-    lines = chain.from_iterable(_wrapped_line(line, limit, size) for line in text.splitlines())
-    return _Text(tuple(lines), size)
+    text, font = readable(text, size)
+    lines = chain.from_iterable(_wrapped_line(line, limit, font) for line in text.splitlines())
+    return _Text(tuple(lines), size, font)
 
 
-def _wrapped_line(text: str, limit: int, size: int) -> list[str]:
+def _wrapped_line(text: str, limit: int, font: Font) -> list[str]:
     """Break at spaces; a longer word keeps a line for itself, and its column grows."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and _length(longer, size) > limit:
+        if lines[-1] and _length(longer, font) > limit:
             lines.append(word)
         else:
             lines[-1] = longer
     return lines
 
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _length(text: str, size: int) -> int:
-    return math.ceil(_font(size).getlength(text))
+def _length(text: str, font: Font) -> int:
+    return math.ceil(font.getlength(text))
 
 
 def _line_height(size: int) -> int:

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddim_edit.errors import ConfigError, ImageError, MissingExtraError, OutputError
-from ddim_edit.files import atomic
+from ddim_edit.files import atomic, writing
 from ddim_edit.images import enlarge, to_uint8
 
 Picture = NDArray[np.uint8]
@@ -313,14 +313,13 @@ def _atomic_folder(path: Path) -> Generator[Path, None, None]:
     """Give a temporary folder beside `path`; put it in the place of `path` when the block ends well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # of a killed run that had the same process number
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            _check_free(path)
-            shutil.rmtree(path)
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another --output") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with writing(path, temporary):
+        try:
+            temporary.mkdir()
+            yield temporary
+            if path.exists():
+                _check_free(path)
+                shutil.rmtree(path)
+            temporary.replace(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ddim_edit.cli import main
 
-SIDE = 16  # SSIM needs 11 pixels
+SIDE = 16  # pixels
 SCHEDULER = {**DDPM_CONFIG, "clip_sample": False}  # no note on stderr
 LABELS = {"names": ["cat", "dog", "none"], "null": 2}
 

@@ -18,7 +18,7 @@ from ddim_edit.schedule import NoiseSchedule
 STEM = "diffusion_pytorch_model"
 # As diffusers' conversion script of 2022 wrote them, and as the google/ddpm-* files have them.
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-SIZE = 12  # pixels a side: the smallest that SSIM takes is 11
+SIZE = 12  # pixels a side
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """Who may import whom, and how long things may be: read from the source, without running it."""
 
 import ast
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,11 +49,13 @@ TABLE = {
     "models.unet2d": May("errors schedule denoiser models.base", "torch", "diffusers safetensors"),
     "models": May("errors models.base models.unet2d", "torch", "huggingface_hub"),
     # Data
-    "images": May("errors files", "numpy torch PIL"),
-    "sheets": May("errors images", "numpy torch PIL"),
+    "colour": May("errors", "numpy PIL"),
+    "images": May("errors files colour", "numpy torch PIL"),
+    "fonts": May("", "PIL"),
+    "sheets": May("errors images fonts", "numpy torch PIL"),
     "video": May("errors files images", "numpy torch PIL", "av"),
     "plots": May("files", "numpy torch", "matplotlib"),
-    "latents": May("errors files schedule metrics models.base", "torch", "safetensors"),
+    "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
     "recipe": May("errors grid denoiser solvers models.base latents", ""),
     "decoding": May(
@@ -190,11 +194,32 @@ def test_no_private_attribute_of_another_module_is_used(module):
     assert not [node for node in uses if isinstance(node.value, ast.Name) and node.value.id in modules]
 
 
+def test_random_numbers_are_drawn_only_where_the_docstring_of_noise_says():
+    draws = {"rand", "randn", "randint", "rand_like", "randn_like", "normal_", "manual_seed", "default_rng"}
+    modules = {
+        module
+        for module, tree in TREES.items()
+        if any(isinstance(node, ast.Attribute) and node.attr in draws for node in ast.walk(tree))
+    }
+    named = {module for module in SOURCES if module and f"`{module}" in (ast.get_docstring(TREES["noise"]) or "")}
+    assert modules == {"noise"} | named
+
+
 @pytest.mark.parametrize("module", [name for name in SOURCES if not name.startswith("cli")])
 def test_nothing_below_the_command_line_prints(module):
     calls = [node.func for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call, ast.Name) and call.id in ("print", "input", "breakpoint")]
     assert "click" not in {item.package for item in imports(TREES[module])}
+
+
+def test_every_public_name_is_used_or_offered():
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES.values())
+    words = Counter(re.findall(r"\w+", text))
+    offered = set((ROOT.parent / "tests" / "api.txt").read_text().split()) | {"GivenNoise", "read_metadata"}
+    nodes = (node for tree in TREES.values() for node in tree.body)
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    unused = {name for name in defined if not name.startswith("_") and words[name] < 2}
+    assert unused - offered == set()
 
 
 @pytest.mark.parametrize("module", SOURCES)

@@ -196,6 +196,9 @@ CASES = {
     "weights of another shape": Case("info {unfit}", 1, "config.json"),
     "Stable Diffusion": Case("encode {a} -o {out} --model {diffusion}", 1, "UNet2DConditionModel"),
     "unknown device": Case(f"{ENCODE} --device tpu9", 1, "device 'tpu9' is not available here"),
+    "device without values": Case(f"{ENCODE} --device meta", 1, "device 'meta' is not available here; choose auto"),
+    "device of a plug-in": Case(f"{ENCODE} --device hpu", 1, "device 'hpu' is not available here"),
+    "device that is not there": Case(f"{SAMPLE} --device cuda:99", 1, "device 'cuda:99' is not available here"),
     "unknown dtype": Case(f"{ENCODE} --dtype fp8", 2, "'fp8' is not one of 'fp32', 'bf16', 'fp16', 'fp64'"),
     "values overflow": Case("encode {a} -o {out} -n 2 --model {overflow}", 1, "not finite after step 1 of 2"),
     # Latents
@@ -205,6 +208,7 @@ CASES = {
     "truncated latents": Case(f"decode {{cut_latents}} -o {{out}} {M}", 1, "cannot be read as safetensors"),
     "safetensors that are no latents": Case(f"decode {{weights}} -o {{out}} {M}", 1, "no ddim_edit record"),
     "missing latents": Case(f"decode {{folder}}/none.safetensors -o {{out}} {M}", 1, "none.safetensors does not exist"),
+    "folder without latents": Case(f"decode {{empty_folder}} -o {{out}} {M}", 1, "has no .safetensors files; subf"),
     "info of missing latents": Case("info {folder}/none.safetensors", 1, "none.safetensors does not exist"),
     "partial latents on another grid": Case(
         f"decode {{partial_latents}} -n 3 -o {{out}} {M}", 1, "t = 250, which is no level of this grid"
@@ -247,7 +251,10 @@ CASES = {
     "negative seed of decode": Case(f"{DECODE} --eta 1 --seed -1", 2, "-1 is not in the range x>=0"),
     "malformed seeds": Case(f"{SAMPLE} --seeds 0,,4", 2, "'0,,4' is no list of seeds"),
     "seeds backwards": Case(f"{SAMPLE} --seeds 0,5-3", 2, "'0,5-3' is no list of seeds"),
+    "seed given twice": Case(f"{SAMPLE} --seeds 5,5", 2, "seed 5 is given twice and always draws the same picture"),
+    "seeds that overlap": Case(f"{SAMPLE} --seeds 0-4,9,3-6", 2, "seed 3 is given twice"),
     "no trajectory": Case(f"{ENCODE} --save-trajectory 0", 2, "0 is not in the range x>=1"),
+    "resume of one file": Case(f"encode {{a}} -o {{out}}.safetensors --resume {M}", 2, "--resume needs a folder"),
     "limit of 0": Case(f"{ENCODE} --limit 0", 2, "0 is not in the range x>=1"),
     "unknown option": Case(f"{ENCODE} --stepz 4", 2, "--stepz"),
     "unknown command": Case("frobnicate {a}", 2, "No such command 'frobnicate'"),
@@ -266,6 +273,12 @@ CASES = {
     ),
     "label for latents": Case(
         f"interpolate {{model_latents}} {{model_latents}} --label 1 -o {{out}}/m.webp {M}", 2, "Latents keep the grid"
+    ),
+    "limit for latents": Case(
+        f"interpolate {{model_latents}} {{model_latents}} --limit 1 -o {{out}}/m.webp {M}", 2, "these are latents"
+    ),
+    "fit for latents": Case(
+        f"interpolate {{model_latents}} {{model_latents}} --fit pad -o {{out}}/m.webp {M}", 2, "these are latents"
     ),
     # Output
     "output below a file": Case(f"encode {{a}} -o {{text}}/sub {M}", 1, "cannot write into"),
@@ -300,6 +313,7 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(case, things, tmp_path,
     if outcome.stderr.startswith("error: "):
         assert outcome.stderr.count("\n") == 1
     assert outcome.stdout == ""
+    assert not out.exists()
     assert (files_in(tmp_path), files_in(things["folder"])) == before
 
 
@@ -350,4 +364,4 @@ def test_where_every_photo_is_bad_the_run_fails_and_leaves_no_record(things, tmp
     outcome = run_cli("encode", *given, "-n", 2, "-o", target, "--model", things["model"], capsys=capsys)
     assert outcome.code == 1
     assert "0 done, 2 failed" in outcome.stderr
-    assert files_in(target) == {}
+    assert not target.exists()

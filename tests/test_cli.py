@@ -17,6 +17,7 @@ from PIL import Image
 
 from ddim_edit import models
 from ddim_edit.cli import cli as command_line
+from ddim_edit.cli import main as command_line_main
 from ddim_edit.cli import options
 from ddim_edit.cli.pictures import interpolate as interpolate_command
 from ddim_edit.decoding import decode
@@ -204,6 +205,58 @@ def test_a_label_and_guidance_are_recorded_and_used(run, labelled, photos, tmp_p
     assert not torch.equal(dog.x, guided.x)
 
 
+def test_resume_encodes_what_is_left_and_nothing_again(tiny, photos, tmp_path):
+    arguments = ("encode", *photos, "-n", 2, "--micro-batch", 4)
+    tiny(*arguments, "-o", "whole")
+    tiny(*arguments, "--limit", 2, "-o", "part")
+    (tmp_path / "part" / "a.safetensors").unlink()
+    before = (tmp_path / "part" / "b.safetensors").stat().st_mtime_ns
+    outcome = tiny(*arguments, "-o", "part", "--resume")
+    assert outcome.stderr == "1 of 3 photos were encoded before\nwrote part (2 done)\n"
+    assert [line.split(":")[0] for line in outcome.stdout.splitlines() if not line.startswith(" ")] == ["a", "c"]
+    assert (tmp_path / "part" / "b.safetensors").stat().st_mtime_ns == before
+    whole, part = files_in(tmp_path / "whole"), files_in(tmp_path / "part")
+    assert all(part[f"{name}.safetensors"] == whole[f"{name}.safetensors"] for name in "abc")
+    again = tiny(*arguments, "-o", "part", "--resume")
+    assert (again.stdout, again.stderr) == ("", "3 of 3 photos were encoded before\n")
+    assert files_in(tmp_path / "part") == part
+
+
+OTHERWISE = {
+    "steps": ("-n", 3),
+    "fit": ("--fit", "pad"),
+    "until": ("--until", 400),
+    "size": ("--size", 20),
+    "model": ("--model", "other"),
+    "photo": (),
+}
+
+
+@pytest.mark.parametrize("changed", OTHERWISE)
+def test_resume_takes_nothing_for_done_that_was_made_otherwise(tiny, run, model, tmp_path, changed):
+    photo = save_photo(tmp_path / "a.png")
+    save_tiny_model(tmp_path / "other", seed=1)
+    tiny("encode", photo, "-n", 2, "-o", "out")
+    before = files_in(tmp_path / "out")
+    if changed == "photo":
+        save_photo(photo, seed=9)
+    refused = run("encode", photo, "-n", 2, "-o", "out", "--resume", "--model", model, *OTHERWISE[changed])
+    assert refused.code == 1
+    assert "0 of 1 photos were encoded before" in refused.stderr
+    assert "a.safetensors exists; choose another --output or pass --overwrite" in refused.stderr
+    assert files_in(tmp_path / "out") == before
+
+
+def test_resume_replaces_a_damaged_file_where_it_may_and_still_names_bad_photos(run, model, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.safetensors").write_bytes(b"cut off")
+    (tmp_path / "bad.jpg").write_text("no photo")
+    outcome = run("encode", *photos[:1], "bad.jpg", "-n", 2, "-o", "out", "--resume", "--overwrite", "--model", model)
+    assert outcome.code == 3
+    assert "bad.jpg is not an image" in outcome.stderr
+    assert Latents.load(tmp_path / "out" / "a.safetensors").names == ["a"]
+
+
 # decode
 
 
@@ -227,6 +280,15 @@ def test_decode_numbers_names_that_repeat(tiny, photos, tmp_path):
     found = files_in(tmp_path / "back")
     assert set(found) == {"a.png", "a-2.png", "run.json"}
     assert found["a.png"] == found["a-2.png"]
+
+
+def test_decode_takes_the_folder_that_encode_writes(tiny, photos, tmp_path):
+    tiny("encode", *photos, "-n", 2)
+    tiny("decode", "latents", "--no-metadata", "-o", "from-folder")
+    tiny("decode", *(f"latents/{name}.safetensors" for name in "abc"), "--no-metadata", "-o", "from-files")
+    whole, single = files_in(tmp_path / "from-folder"), files_in(tmp_path / "from-files")
+    assert set(whole) == {"a.png", "b.png", "c.png", "run.json"}
+    assert all(whole[name] == single[name] for name in ("a.png", "b.png", "c.png"))
 
 
 def test_decode_takes_another_number_of_steps(tiny, photos, model, tmp_path):
@@ -281,6 +343,11 @@ def test_roundtrip_json_has_exactly_the_promised_keys(tiny, photos):
         assert row["seconds"] > 0
         assert row["psnr"] == pytest.approx(-10 * np.log10(row["mse"]))
     assert outcome.stderr.startswith("mean of 3: ")
+
+
+def test_roundtrip_measures_photos_of_8_pixels(tiny, photos):
+    row = json.loads(tiny("roundtrip", photos[0], "-n", 2, "--size", 8, "--json").stdout)
+    assert -1 <= row["ssim"] <= 1
 
 
 def test_roundtrip_agrees_with_the_check_of_encode(tiny, photos):
@@ -510,6 +577,25 @@ def test_the_environment_sets_options_and_flags_win(tiny, monkeypatch, photos, t
     assert len(Latents.load(tmp_path / "flag" / "a.safetensors").how["timesteps"]) == 2
 
 
+@pytest.mark.parametrize("command", command_line.commands.values(), ids=lambda command: command.name)
+def test_variables_are_named_after_the_long_names_of_options(command):
+    for option in (param for param in command.params if isinstance(param, click.Option)):
+        long = [name.removeprefix("--") for name in option.opts if name.startswith("--")]
+        names = [f"DDIM_EDIT_{command.name}_{name}".upper().replace("-", "_") for name in long]
+        assert option.envvar == names
+        assert names
+
+
+def test_variables_whose_options_have_parameters_of_other_names(tiny, monkeypatch, photos, tmp_path):
+    for name, value in {"ENCODE_JSON": "1", "INTERPOLATE_PATH": "lerp", "INTERPOLATE_OUTDIR": "lerped"}.items():
+        monkeypatch.setenv(f"DDIM_EDIT_{name}", value)
+    monkeypatch.setenv("DDIM_EDIT_ENCODE_PROGRESS", "0")
+    monkeypatch.setenv("DDIM_EDIT_INTERPOLATE_HOW", "nonsense")  # no option is called --how
+    json.loads(tiny("encode", photos[0], "-n", 2).stdout)
+    tiny("interpolate", *photos[:2], "-n", 2, "--frames", 2)
+    assert record("lerped.run.json")["arguments"]["how"] == "lerp"
+
+
 def test_run_json_says_everything_about_the_run(tiny, photos, model):
     tiny("encode", *photos[:2], "-n", 2, "-o", "out")
     found = record("out/run.json")
@@ -535,6 +621,7 @@ CONFIGS = {
     "sample": ("sample", "--seeds", "2,4-5", "--eta", "sigma-hat", "--watch", 1, "--clip", 2),
     "sample eta": ("sample", "--seeds", "1", "--eta", 0.5, "--no-metadata"),
     "interpolate": ("interpolate", "{a}", "{b}", "--frames", 3, "--path", "lerp", "-o", "first.webp"),
+    "interpolate latents": ("interpolate", "{latents}", "--frames", 3, "--decode-steps", 2, "-o", "first.webp"),
     "decode": ("decode", "{latents}", "--eta", 1, "--seed", 3),
 }
 
@@ -544,7 +631,7 @@ def test_config_repeats_a_run_to_the_byte(tiny, run, photos, tmp_path, arguments
     tiny("encode", *photos, "-n", 2, "-o", "made.safetensors")
     names = {"a": photos[0], "b": photos[1], "latents": "made.safetensors"}
     filled = [str(argument).format(**names) for argument in arguments]
-    steps = () if "--timesteps" in filled else ("-n", 4)
+    steps = () if {"--timesteps", "--decode-steps"} & set(filled) else ("-n", 4)
     output = Path(filled[filled.index("-o") + 1] if "-o" in filled else "first")
     tiny(*filled, *steps, "-o", output)
     saved = output.with_name(f"{output.stem}.run.json") if output.suffix else output / "run.json"
@@ -677,11 +764,49 @@ def test_a_setting_that_is_not_applied_is_said_once_on_stderr(run, model, tmp_pa
 
 
 def test_debug_shows_where_an_error_comes_from(capsys):
-    from ddim_edit.cli import main
     from ddim_edit.errors import ImageError
 
     with pytest.raises(ImageError):
-        main(["--debug", "encode", "nothing-here.jpg"])
+        command_line_main(["--debug", "encode", "nothing-here.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (MemoryError(), ""),
+        (MemoryError("Unable to allocate 7.11 PiB for an array"), " (7.11 PiB more were needed)"),
+        (
+            torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"),
+            " (2.00 GiB more were needed)",
+        ),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), ""),
+        (
+            RuntimeError("not enough memory: you tried to allocate 400 bytes.\nmore lines"),
+            " (400 bytes more were needed)",
+        ),
+        (None, " (4000000000000000 bytes more were needed)"),
+    ],
+    ids=["Python", "numpy", "CUDA", "MPS", "Windows", "this machine"],
+)
+def test_a_lack_of_memory_is_one_line_with_the_remedy(run, monkeypatch, error, size):
+    def fail():
+        if error:
+            raise error
+        torch.empty(10**15)
+
+    monkeypatch.setattr("ddim_edit.doctor.checks", fail)
+    outcome = run("doctor")
+    assert outcome.code == 1
+    assert outcome.stderr == f"error: out of memory{size}; lower --batch-size or --size, or choose --device cpu\n"
+
+
+def test_other_runtime_errors_are_bugs_and_stay_visible(monkeypatch):
+    def fail():
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("ddim_edit.doctor.checks", fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        command_line_main(["doctor"])
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()], ids=["ctrl-c", "abort"])

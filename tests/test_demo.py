@@ -53,3 +53,23 @@ def test_the_command_says_what_each_picture_shows_and_replaces_nothing(quick, tm
     assert files_in(folder) == before
     assert run_cli("demo", "-o", folder, "--overwrite", capsys=capsys).code == 0
     assert files_in(folder).keys() == before.keys()
+
+
+@pytest.mark.parametrize("pyav", [True, False], ids=["mp4", "webp"])
+def test_every_file_of_the_demo_is_announced_and_guarded(quick, monkeypatch, tmp_path, capsys, pyav):
+    if pyav:
+        pytest.importorskip("av")
+    else:
+        monkeypatch.setitem(sys.modules, "av", None)
+    folder = tmp_path / "out"
+    list(demo.run_demo(folder))
+    assert sorted(demo.outputs(folder)) == sorted(folder.iterdir())
+    for kept in folder.iterdir():
+        place = tmp_path / kept.stem / kept.name
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(b"mine")
+        refused = run_cli("demo", "-o", place.parent, capsys=capsys)
+        assert refused.code == 1
+        assert f"{kept.name} exists" in refused.stderr
+        assert files_in(place.parent) == {kept.name: b"mine"}
+        place.unlink()

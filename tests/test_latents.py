@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ddim_edit.errors import LatentsError, OutputError
 from ddim_edit.inversion import encode
-from ddim_edit.latents import KEY, Latents, PhotoRecord, check_space
+from ddim_edit.latents import KEY, Latents, PhotoRecord, find_latents
 from ddim_edit.metrics import LatentHealth, Quality
 from ddim_edit.schedule import Level
 
@@ -277,9 +277,19 @@ class TestSpace:
             assert part in message
         assert "schedule" not in message
 
-    def test_check_space_can_be_forced(self):
-        model = mixture_model()
-        check_space(replace(hand_made(), space=model.space), model)
-        with pytest.raises(LatentsError, match="model mixture"):
-            check_space(hand_made(), model)
-        check_space(hand_made(), model, force=True)
+
+class TestFindLatents:
+    def test_folders_give_their_latents_as_people_count(self, tmp_path: Path):
+        wanted = ["2", "10", "a", "a01", "a1", "A2", "a2b", "a10", "a-2", "b"]
+        for name in [*reversed(wanted), ".hidden"]:
+            (tmp_path / f"{name}.safetensors").touch()
+        for name in ("run.json", "a.png"):
+            (tmp_path / name).touch()
+        (tmp_path / "below").mkdir()
+        single = tmp_path / "b.safetensors"
+        found = find_latents([single, tmp_path])
+        assert found == [single, *(tmp_path / f"{name}.safetensors" for name in wanted)]
+
+    def test_a_folder_without_any_is_an_error(self, tmp_path: Path):
+        with pytest.raises(LatentsError, match=r"has no \.safetensors files"):
+            find_latents([tmp_path])

@@ -1,6 +1,7 @@
 """The command line. Answers `--help` without importing torch: heavy imports live inside the commands."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -24,7 +25,6 @@ def _kebab(token: str) -> str:
 @click.group(
     context_settings={
         "help_option_names": ["-h", "--help"],
-        "auto_envvar_prefix": "DDIM_EDIT",
         "token_normalize_func": _kebab,
         "max_content_width": 110,
     }
@@ -34,13 +34,31 @@ def _kebab(token: str) -> str:
 def cli(debug: bool) -> None:
     """Encode real photos into DDIM latents, decode them back, and morph between them.
 
-    Every option can also be set by an environment variable: DDIM_EDIT_ENCODE_DEVICE=cpu, and so on.
+    Every option of a command can also be set by an environment variable: DDIM_EDIT, the command and the
+    option's long name, as in DDIM_EDIT_ENCODE_BATCH_SIZE=4 for encode --batch-size 4, or DDIM_EDIT_INFO_JSON=1.
+
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some files failed, 130 interrupted.
     """
 
 
+def _name_variables(command: click.Command, prefix: str) -> None:
+    """Name the environment variables of a command's options as `cli` promises; click's own follow parameter names."""
+    if isinstance(command, click.Group):
+        for name, member in command.commands.items():
+            _name_variables(member, f"{prefix}_{_variable(name)}")
+        return
+    for option in command.params:
+        if isinstance(option, click.Option):
+            option.envvar = [f"{prefix}_{_variable(name[2:])}" for name in option.opts if name.startswith("--")]
+
+
+def _variable(name: str) -> str:
+    return name.replace("-", "_").upper()
+
+
 for command in (demo, encode, decode, roundtrip, interpolate, sample, info, doctor):
     cli.add_command(command)
+_name_variables(cli, "DDIM_EDIT")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,9 +78,20 @@ def _run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; finished files are kept, nothing is half-written", err=True)
         return INTERRUPTED
-    except (DdimEditError, MemoryError) as error:
-        if "--debug" in arguments:
+    except (DdimEditError, MemoryError, RuntimeError) as error:
+        message = str(error) if isinstance(error, DdimEditError) else _out_of_memory(error)
+        if message is None or "--debug" in arguments:
             raise
-        click.echo(f"error: {error or 'out of memory; lower --batch-size'}", err=True)
+        click.echo(f"error: {message}", err=True)
         return FAILED
     return code if isinstance(code, int) else 0
+
+
+def _out_of_memory(error: MemoryError | RuntimeError) -> str | None:
+    """One line, if this is what it means; torch says so in its own words on every device, always as a RuntimeError."""
+    text = str(error)
+    if not (isinstance(error, MemoryError) or re.search("(out of|not enough|can't allocate) memory", text)):
+        return None
+    size = re.search(r"allocate ([\d.]+ ?[A-Za-z]+)", text)
+    wanted = f" ({size[1]} more were needed)" if size else ""
+    return f"out of memory{wanted}; lower --batch-size or --size, or choose --device cpu"

@@ -12,10 +12,10 @@ from ddim_edit.cli import options
 @click.option("--overwrite", is_flag=True, help="Replace files that exist.")
 def demo(output: Path, overwrite: bool) -> int:
     """Encode, decode and morph photos with the bundled model; writes five pictures and says what each shows."""
-    from ddim_edit.demo import PICTURES, run_demo
+    from ddim_edit.demo import outputs, run_demo
     from ddim_edit.files import prepare_output
 
-    prepare_output(*(output / name for name in PICTURES), overwrite=overwrite)
+    prepare_output(*outputs(output), overwrite=overwrite)
     for path, meaning in run_demo(output):
         click.echo(f"{path}: {meaning}")
     return 0

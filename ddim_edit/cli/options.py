@@ -244,11 +244,30 @@ class Source:
     limit: int | None
     batch_size: int
 
+    @property
+    def chosen(self) -> bool:
+        """Whether the user asked for some of the photos only, or for another way of fitting them."""
+        return self.limit is not None or self.fit != FITS[0]
+
     def find(self) -> "list[Photo]":
         """List the photos; nothing is decoded yet."""
         from ddim_edit.images import find_photos
 
         return find_photos(self.photos)[: self.limit]
+
+    def unfinished(
+        self, found: "list[Photo]", targets: "dict[str, Path]", model: "Model", recipe: "Recipe"
+    ) -> "list[Photo]":
+        """The photos whose latents are not yet in their target files, name to path; says how many are."""
+        from ddim_edit.batch import is_encoded
+
+        def done(photo: "Photo") -> bool:
+            path = targets[photo.name]
+            return is_encoded(photo, self.fit, path, model, recipe)  # pyright: ignore[reportArgumentType]
+
+        left = [photo for photo in found if not done(photo)]
+        click.echo(f"{len(found) - len(left)} of {len(found)} photos were encoded before", err=True)
+        return left
 
     def batches(self, found: "list[Photo]", model: "Model") -> "PhotoBatches":
         """The photos in batches of pixels at the model's size."""
@@ -265,7 +284,7 @@ photo_options = packed(
     Source,
     click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path)),
     click.option(
-        "--fit", type=click.Choice(FITS), default="crop", show_default=True, help="How photos get the model's shape."
+        "--fit", type=click.Choice(FITS), default=FITS[0], show_default=True, help="How photos get the model's shape."
     ),
     click.option("--limit", type=click.IntRange(1), help="Only the first N photos."),
     batch_option,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @click.option("--until", type=float, metavar="T", help="Encode part of the way, up to this timestep.")
 @click.option("--save-trajectory", type=click.IntRange(1), metavar="K", help="Keep every K-th x_t in the file.")
 @click.option("--check/--no-check", default=True, help="Decode once more and say how well each photo comes back.")
+@click.option("--resume", is_flag=True, help="Leave out photos that an earlier run with these settings finished.")
 @options.json_option
 @options.model_options
 @options.running_options
@@ -41,6 +42,7 @@ def encode(  # noqa: PLR0913
     until: float | None,
     save_trajectory: int | None,
     check: bool,
+    resume: bool,
     as_json: bool,
     running: options.Running,
 ) -> int:
@@ -49,17 +51,23 @@ def encode(  # noqa: PLR0913
     \b
     ddim-edit encode photo.jpg -o photo.safetensors
     ddim-edit encode folder/ -o latents -n 100
+    ddim-edit encode folder/ -o latents -n 100 --resume
     """
     from ddim_edit.batch import encode_photos
     from ddim_edit.files import prepare_output
     from ddim_edit.latents import Latents
 
-    found = source.find()
     single = output if output.suffix == ".safetensors" else None
+    if single and resume:
+        raise click.UsageError("--resume needs a folder as --output; one file for all is written at the end.")
+    found = source.find()
     targets = {photo.name: single or output / f"{photo.name}.safetensors" for photo in found}
-    prepare_output(*targets.values(), overwrite=running.overwrite)
+    prepare_output(*(() if resume else targets.values()), overwrite=running.overwrite)
     model = fitted(choice.load(), [method.solver])
     recipe = method.recipe(model, grid, condition, until)
+    if resume:
+        found = source.unfinished(found, targets, model, recipe)
+        prepare_output(*(targets[photo.name] for photo in found), overwrite=running.overwrite)
     record = run.Record(run.describe_run(ctx, model, recipe.grid))
     batches = source.batches(found, model)
     parts: list[Latents] = []
@@ -120,14 +128,14 @@ def decode(  # noqa: PLR0913
     metadata: bool,
     running: options.Running,
 ) -> int:
-    """Decode LATENTS (files that encode wrote) into PNG pictures, by default the way they were encoded."""
+    """Decode LATENTS (files or folders that encode wrote) into PNGs, by default the way they were encoded."""
     from ddim_edit.batch import decode_in_batches
     from ddim_edit.files import prepare_output, unique_names
     from ddim_edit.images import write_image
-    from ddim_edit.latents import Latents
+    from ddim_edit.latents import Latents, find_latents
     from ddim_edit.recipe import Recipe
 
-    loaded = [Latents.load(path) for path in latents]
+    loaded = [Latents.load(path) for path in find_latents(latents)]
     names = unique_names([name for part in loaded for name in part.names])
     paths = [output / f"{name}.png" for name in names]
     prepare_output(*paths, overwrite=running.overwrite)

@@ -187,7 +187,7 @@ def interpolate(  # noqa: PLR0913
 
     check_video_path(output, fps=fps)
     prepare_output(output, overwrite=running.overwrite)
-    given = _given_latents(source.photos)
+    given = _given_latents(source)
     if given and (grid.given or condition.given):
         raise click.UsageError("Latents keep the grid and condition that they were encoded with; use --decode-steps.")
     found = [] if given else source.find()
@@ -214,13 +214,15 @@ def _check_count(photos: int, frames: int) -> None:
     positions(photos, frames)
 
 
-def _given_latents(paths: tuple[Path, ...]) -> "Latents | None":
+def _given_latents(source: options.Source) -> "Latents | None":
     """Latents, if that is what was given instead of photos."""
     from ddim_edit.latents import Latents
 
-    if any(path.suffix != ".safetensors" for path in paths):
+    if any(path.suffix != ".safetensors" for path in source.photos):
         return None
-    return Latents.join([Latents.load(path) for path in paths])
+    if source.chosen:
+        raise click.UsageError("--limit and --fit are for photos, and these are latents; leave them out.")
+    return Latents.join([Latents.load(path) for path in source.photos])
 
 
 def _encode_all(batches: "PhotoBatches", model: "Model", recipe: "Recipe", on_step: "OnStep") -> "Latents":

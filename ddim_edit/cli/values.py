@@ -3,11 +3,13 @@
 A run.json holds these values as lists and numbers, so each function takes those too, and checks them alike.
 """
 
+from collections import Counter
+
 import click
 
 
 def seeds(value: object) -> list[int]:
-    """A list of seeds like `0,1,4-6`."""
+    """A list of different seeds like `0,1,4-6`."""
     found: list[int] = []
     try:
         for part in _text(value, ",").split(","):
@@ -18,6 +20,9 @@ def seeds(value: object) -> list[int]:
             found += numbers
     except ValueError:
         raise click.BadParameter(f"{value!r} is no list of seeds; write for example 0,1,4-6") from None
+    if twice := sorted(seed for seed, count in Counter(found).items() if count > 1):
+        # Not dropped in silence: whoever wrote it counts on as many pictures.
+        raise click.BadParameter(f"seed {twice[0]} is given twice and always draws the same picture; give each once")
     return found
 
 

@@ -274,13 +274,12 @@ def choose_device(name: str = "auto") -> torch.device:
     """The device of this name; `auto` takes CUDA, then MPS, then the CPU.
 
     Raises:
-        ConfigError: a device that torch does not know or that this machine does not have.
+        ConfigError: a device that torch does not know, that this machine does not have or that computes nothing (meta).
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
+        float(torch.ones(1, device=name))  # a meta tensor can be made, and has no values
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         raise ConfigError(f"device {name!r} is not available here; choose auto or cpu") from None
-    return device
