@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ddim_edit.grid import Grid
     from ddim_edit.images import Photo
     from ddim_edit.models.base import Model
+    from ddim_edit.recipe import Recipe
     from ddim_edit.schedule import NoiseSchedule
     from ddim_edit.solvers import Solver
 
