@@ -1,6 +1,7 @@
 """`info` and `doctor`: what a model or a latents file is, and whether this machine is ready."""
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,8 @@ def info(subject: str | None, choice: options.ModelChoice, grid: options.GridCho
 
 
 def _model_facts(model: "Model", grid: "Grid") -> dict[str, object]:
+    from ddim_edit.inverse import contractions
+
     labels = model.labels
     return {
         "model": model.name,
@@ -54,7 +57,21 @@ def _model_facts(model: "Model", grid: "Grid") -> dict[str, object]:
         **model.facts,
         "device": str(model.device),
         "grid": {"steps": grid.steps, "spacing": grid.spacing, "timesteps": grid.timesteps},
+        "step sizes in log SNR": [round(h, 2) if math.isfinite(h) else None for h in grid.step_sizes()],
+        "expected contraction": [None if rate is None else round(rate, 2) for rate in contractions(grid)],
+        "to invert": _invertibility(grid),
     }
+
+
+def _invertibility(grid: "Grid") -> str:
+    """What an exact encode would make of this grid."""
+    from ddim_edit.inverse import contractions
+
+    refined = grid.refined()
+    if refined.steps > grid.steps:
+        return f"{refined.steps - grid.steps} steps are too large; an exact encode splits them and has {refined.steps}"
+    worst = max((rate for rate in contractions(grid) if rate is not None), default=0.0)
+    return f"well; the hardest step leaves {worst:.0%} of an error after one evaluation"
 
 
 def _latents_facts(latents: "Latents") -> dict[str, object]:
