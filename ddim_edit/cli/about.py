@@ -69,7 +69,7 @@ def _invertibility(grid: "Grid") -> str:
 
     refined = grid.refined()
     if refined.steps > grid.steps:
-        return f"{refined.steps - grid.steps} steps are too large; an exact encode splits them and has {refined.steps}"
+        return f"some steps are too large: an exact encode splits them and has {refined.steps} instead of {grid.steps}"
     worst = max((rate for rate in contractions(grid) if rate is not None), default=0.0)
     return f"well; the hardest step leaves {worst:.0%} of an error after one evaluation"
 
