@@ -42,28 +42,24 @@ def latent_figure(x: Tensor, pictures: Sequence[Tensor], names: Sequence[str], p
     _save(figure, path)
 
 
-def error_figure(ours: Mapping[int, float], label: str, path: Path) -> None:
+def error_figure(ours: Mapping[str, Mapping[int, float]], path: Path) -> None:
     """Draw reconstruction error against steps, log-log, beside the DDIM paper's Table 2.
 
     Args:
-        ours: steps -> mean squared error on [0, 1].
-        label: what was measured.
+        ours: what was measured -> steps -> mean squared error on [0, 1].
         path: of the PNG.
     """
     figure = _figure(6.4, 4.4)
     axis: Axes = figure.subplots()
-    axis.loglog(
-        list(PAPER_TABLE_2),
-        list(PAPER_TABLE_2.values()),
-        "s--",
-        color=GREY,
-        label="DDIM paper, Table 2 (CIFAR-10, another model)",
-    )
-    axis.loglog(list(ours), list(ours.values()), "o-", color=BLUE, lw=2, label=label)
-    for steps, error in ours.items():
-        axis.annotate(f"{error:.4f}", (steps, error), xytext=(6, 6), textcoords="offset points", fontsize=9)
+    paper = "DDIM paper, Table 2 (CIFAR-10, another model)"
+    axis.loglog(list(PAPER_TABLE_2), list(PAPER_TABLE_2.values()), "s--", color=GREY, label=paper)
+    for (label, errors), colour in zip(ours.items(), (BLUE, ORANGE), strict=False):
+        steps = sorted(errors)
+        axis.loglog(steps, [errors[s] for s in steps], "o-", color=colour, lw=2, label=label)
+        for s in steps:
+            axis.annotate(f"{errors[s]:.2g}", (s, errors[s]), xytext=(6, 6), textcoords="offset points", fontsize=9)
     axis.set(xlabel="steps S (encode with S, decode with S)", ylabel="mean squared error on [0, 1]")
-    ticks = sorted(set(PAPER_TABLE_2) | set(ours))
+    ticks = sorted(set(PAPER_TABLE_2).union(*ours.values()))
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
