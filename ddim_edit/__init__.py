@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ddim_edit.denoiser import clip as clip
     from ddim_edit.denoiser import dynamic_threshold as dynamic_threshold
     from ddim_edit.errors import DdimEditError as DdimEditError
+    from ddim_edit.evaluation import evaluate_model as evaluate_model
     from ddim_edit.grid import Grid as Grid
     from ddim_edit.images import find_photos as find_photos
     from ddim_edit.images import read_image as read_image
@@ -58,6 +59,7 @@ _HOMES = {
     "decoding": ("decode", "morph", "sample"),
     "denoiser": ("Condition", "Denoiser", "MapX0", "Prediction", "PredictionType", "clip", "dynamic_threshold"),
     "errors": ("DdimEditError",),
+    "evaluation": ("evaluate_model",),
     "grid": ("Grid",),
     "images": ("find_photos", "read_image", "write_image"),
     "interpolation": ("along", "lerp", "slerp"),

@@ -15,7 +15,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
 VERBS = "recipe latents decoding inversion"
-USES = "images sheets video files batch"
+USES = "images sheets video files batch datasets evaluation"
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ TABLE = {
     "metrics": May("errors", "torch", "skimage"),
     "interpolation": May("errors", "numpy torch"),
     "denoiser": May("errors schedule", "torch"),
+    "variational": May("schedule", "numpy torch"),
     "solvers.base": May("denoiser grid", "torch"),
     "solvers.ddim": May("errors schedule grid denoiser solvers.base"),
     "solvers": May("solvers.base solvers.ddim"),
@@ -60,6 +61,8 @@ TABLE = {
     "inversion": May("errors grid denoiser solvers ode metrics models.base latents recipe decoding", "torch"),
     # Uses
     "batch": May("errors images inversion decoding latents recipe models.base noise ode", "torch"),
+    "datasets": May("errors images batch", "numpy torch"),
+    "evaluation": May("errors denoiser models.base noise schedule variational", "torch"),
     "demo": May(f"{NUMERICS} {VERBS} images sheets video plots", "torch", "skimage"),
     "doctor": May(f"{NUMERICS} {VERBS} video", "", "torch torchvision huggingface_hub"),
     # Faces: torch only inside functions, so that --help answers at once
@@ -68,9 +71,10 @@ TABLE = {
     "cli.run": May(f"{NUMERICS} {VERBS} {USES} cli.options", "click", "torch tqdm"),
     "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click", "torch"),
     "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click", "torch numpy"),
+    "cli.training": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click"),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),
-    "cli": May("errors cli.about cli.demo cli.photos cli.pictures", "click"),
+    "cli": May("errors cli.about cli.demo cli.photos cli.pictures cli.training", "click"),
     "__main__": May("cli"),
 }
 

@@ -38,7 +38,7 @@ for arguments in {arguments}:
 
 
 def test_help_of_every_command_loads_nothing_heavy():
-    commands = ("demo", "encode", "decode", "roundtrip", "interpolate", "sample", "info", "doctor")
+    commands = ("demo", "encode", "decode", "roundtrip", "interpolate", "sample", "evaluate-model", "info", "doctor")
     arguments = [["--help"], ["--version"], *([command, "--help"] for command in commands)]
     loaded = loaded_by(RUN.format(arguments=arguments))
     assert "click" in loaded
