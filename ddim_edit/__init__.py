@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from ddim_edit.solvers import Ddim as Ddim
     from ddim_edit.solvers import Solver as Solver
     from ddim_edit.solvers import State as State
+    from ddim_edit.training import TrainConfig as TrainConfig
+    from ddim_edit.training import train as train
     from ddim_edit.video import write_video as write_video
 
 _HOMES = {
@@ -73,6 +75,7 @@ _HOMES = {
     "schedule": ("Level", "NoiseSchedule"),
     "sheets": ("sheet", "strip"),
     "solvers": ("SOLVERS", "Ddim", "Solver", "State"),
+    "training": ("TrainConfig", "train"),
     "video": ("write_video",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -181,7 +181,7 @@ def _measure_once(
     out = model.network(x_t, t.to(x_t), condition)
     found = interpret(model.prediction, x_t, out, signal, noise)
     error = (found.eps - eps).square().flatten(1).mean(1)
-    term = bound_terms(posterior, x0, x_t, t, found.x0.clamp(-1, 1), found.variance)
+    term = bound_terms(posterior, x0, x_t, t, posterior.mean(found.x0.clamp(-1, 1), x_t, t), found.variance)
     return torch.stack([error, term], dim=1).double().cpu()
 
 

@@ -35,6 +35,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def prepare_output(*paths: Path, overwrite: bool) -> None:
     """Check before the long work starts that these files may be written, and make their folders.
 

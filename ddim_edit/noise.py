@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ddim_edit.errors import ConfigError
 
-Stream = Literal["latent", "step", "evaluation", "training"]
-_STREAMS: dict[Stream, int] = {"latent": 0, "step": 1, "evaluation": 2, "training": 3}
+Stream = Literal["latent", "step", "evaluation", "training", "order"]
+_STREAMS: dict[Stream, int] = {"latent": 0, "step": 1, "evaluation": 2, "training": 3, "order": 4}
 
 
 def gaussian(seeds: Sequence[int], shape: tuple[int, ...], stream: Stream = "latent", step: int = 0) -> Tensor:
@@ -39,12 +39,15 @@ def gaussian(seeds: Sequence[int], shape: tuple[int, ...], stream: Stream = "lat
     return torch.stack([torch.randn(shape, generator=generator(seed, stream, step)) for seed in seeds])
 
 
-def generator(seed: int, stream: Stream, step: int = 0) -> torch.Generator:
-    """A CPU generator that depends on nothing but (seed, stream, step); seeds and steps are 0 or more."""
+def generator(seed: int, stream: Stream, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on nothing but (seed, stream, step); seeds and steps are 0 or more.
+
+    Another kind of device draws other numbers; whatever must agree between devices is drawn on the CPU and moved.
+    """
     # The seed comes last: it may fill several 32-bit words, and must not reach into those of stream and step.
     key = np.random.SeedSequence((_STREAMS[stream], step, seed)).generate_state(2, np.uint64)
     # 63 bits: torch takes a signed 64-bit seed.
-    return torch.Generator().manual_seed(int(key[0] >> np.uint64(1)))
+    return torch.Generator(device).manual_seed(int(key[0] >> np.uint64(1)))
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def rows_of(table: Array, t: Tensor, like: Tensor) -> Tensor:
 
 
 def bound_terms(
-    posterior: Posterior, x0: Tensor, x_t: Tensor, t: Tensor, predicted_x0: Tensor, learned: Tensor | None = None
+    posterior: Posterior, x0: Tensor, x_t: Tensor, t: Tensor, mean: Tensor, learned: Tensor | None = None
 ) -> Tensor:
     """The bound's term of each row's timestep: KL for t > 0, and the likelihood of the 8-bit photo at t = 0.
 
@@ -82,13 +82,13 @@ def bound_terms(
         x0: (B, C, h, w) in [-1, 1], on the 8-bit grid.
         x_t: (B, C, h, w), x0 noised to t.
         t: (B,) integer timesteps.
-        predicted_x0: (B, C, h, w).
+        mean: (B, C, h, w), where the model expects x_{t-1}.
         learned: (B, C, h, w), the second half of a learned-sigma network, or None for the posterior's variance.
 
     Returns:
         (B,) bits per dimension. The sum over all t, plus `prior_term`, bounds the negative log-likelihood.
     """
-    mean, log_variance = posterior.mean(predicted_x0, x_t, t), posterior.log_variance(learned, t, x_t)
+    log_variance = posterior.log_variance(learned, t, x_t)
     truth, log_truth = posterior.mean(x0, x_t, t), posterior.log_variance(None, t, x_t)
     step = gaussian_kl(truth, log_truth, mean, log_variance)
     photo = -discrete_log_likelihood(x0, mean, log_variance)

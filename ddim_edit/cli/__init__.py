@@ -9,9 +9,10 @@ import click
 
 from ddim_edit.cli.about import doctor, info
 from ddim_edit.cli.demo import demo
+from ddim_edit.cli.evaluation import evaluate_model
 from ddim_edit.cli.photos import decode, encode, roundtrip
 from ddim_edit.cli.pictures import interpolate, sample
-from ddim_edit.cli.training import evaluate_model
+from ddim_edit.cli.training import train
 from ddim_edit.errors import DdimEditError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -40,7 +41,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (demo, encode, decode, roundtrip, interpolate, sample, evaluate_model, info, doctor):
+for command in (demo, encode, decode, roundtrip, interpolate, sample, train, evaluate_model, info, doctor):
     cli.add_command(command)
 
 

@@ -218,19 +218,23 @@ class Running:
     progress: bool
 
 
+config_option = click.option(
+    "--config",
+    callback=read_config,
+    is_eager=True,
+    expose_value=False,
+    metavar="RUN.JSON",
+    help="Repeat an earlier run; other options given here win.",
+)
+progress_option = click.option(
+    "--progress/--no-progress", default=True, help="Bar on stderr; never where stderr is no terminal."
+)
 running_options = packed(
     "running",
     Running,
     click.option("--overwrite", is_flag=True, help="Replace files that exist."),
-    click.option("--progress/--no-progress", default=True, help="Bar on stderr; never where stderr is no terminal."),
-    click.option(
-        "--config",
-        callback=read_config,
-        is_eager=True,
-        expose_value=False,
-        metavar="RUN.JSON",
-        help="Repeat an earlier run; other options given here win.",
-    ),
+    progress_option,
+    config_option,
 )
 
 
