@@ -111,8 +111,8 @@ license: {"other" if config.licence == "unknown" else config.licence.lower().rep
 
 A `UNet2DModel` of {origin.module.num_parameters() / 1e6:.1f} M parameters for photos of {config.size} x {config.size}
 pixels{classes}, trained by `ddim-edit train`. It predicts {config.target}, with T = {config.diffusion_steps}. The
-weights
-are the average over training (EMA {config.ema:g}). `training.json` holds every setting, `metrics.csv` the course.
+weights are the average over training (EMA {config.ema:g}). `training.json` holds every setting, `metrics.csv` the
+course.
 
 **Data.** {data["photos"]} photos from {data["source"]}, of which {data["set_aside"]} were set aside to watch the error.
 Licence of the photos: {config.licence}.
