@@ -29,6 +29,12 @@ def atomic(path: Path) -> Generator[Path]:
             temporary.unlink()
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files that killed programs left in a folder; no other program may be writing there."""
+    for leftover in folder.rglob(".*.*.tmp*"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file (UTF-8), whole or not at all."""
     with atomic(path) as temporary:

@@ -17,6 +17,7 @@ NETWORKS: Mapping[str, tuple[int, ...]] = {
     "large": (128, 256, 384, 512),  # 75 M
 }
 SCHEDULES = ("linear", "scaled_linear", "cosine")
+MIN_LINEAR_STEPS = 25  # with fewer, the betas of a linear schedule, scaled to reach the same top, come near 1
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Settings that the stored state depends on: they may not change when a run goes on.
 _FIXED = ("size", "channels", "layers", "attention", "dropout", "class_cond", "learn_sigma", "diffusion_steps")
@@ -209,6 +210,8 @@ def _check_pairs(config: TrainConfig) -> None:
         raise ConfigError("loss hybrid trains a learned sigma; add --learn-sigma, or choose mse")
     if config.min_snr is not None and (config.loss not in ("mse", "hybrid") or config.target == "x_prev"):
         raise ConfigError("min_snr weighs squared errors of epsilon, sample or v; leave it out with vb and x_prev")
+    if config.schedule != "cosine" and config.diffusion_steps and config.diffusion_steps < MIN_LINEAR_STEPS:
+        raise ConfigError(f"diffusion_steps is {config.diffusion_steps}; choose {MIN_LINEAR_STEPS} or more, or cosine")
     size, levels = config.size or OF_MODEL["size"], len(config.channels or OF_MODEL["channels"])
     if config.init is None and size % 2 ** (levels - 1):
         multiple = 2 ** (levels - 1)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddim_edit.datasets import NO_CLASS, PhotoSet, read_photo_set
 from ddim_edit.errors import ConfigError, MissingExtraError, NumericsError, OutputError
-from ddim_edit.files import prepare_output
+from ddim_edit.files import prepare_output, remove_leftovers
 from ddim_edit.models import Model, load_model
 from ddim_edit.training import checkpoint
 from ddim_edit.training.config import PRECISIONS, TrainConfig
@@ -252,6 +252,7 @@ def _claim(run: Path, *, resume: bool) -> None:
     if (run / "model_index.json").exists() and not (run / checkpoint.RECORD).exists():
         raise OutputError(f"{run} holds a model that is no run; choose another --output")
     prepare_output(run / checkpoint.STATE, overwrite=True)
+    remove_leftovers(run)
 
 
 def _accelerator(config: TrainConfig, device: str) -> "Accelerator":
