@@ -4,8 +4,8 @@
 
 The plain loop is that of diffusers' training example for unconditional images: DDPMScheduler.add_noise, a DataLoader,
 AdamW, EMAModel, the loss logged at every step. Ours is `ddim_edit.training` with the settings that `ddim-edit train`
-would use. The two alternate in one process; the ratio is that of the medians. With --compile, --channels-last or
---precision our loop alone gets them, as they are options of ours and not of that example.
+would use. The two alternate in one process; the ratio is that of the medians. --precision is given to both loops;
+--compile and --channels-last are options of ours that the example does not have.
 """
 
 import argparse
@@ -108,7 +108,7 @@ def main() -> None:
     print(
         f"plain loop: {theirs:.1f} photos/s; ours: {own:.1f} photos/s (medians of {args.repeats} x {args.steps} steps)"
     )
-    print(f"ratio {own / theirs:.3f}; {args.threads} threads on {accelerator.device}, {args.precision} {vars(args)}")
+    print(f"ratio {own / theirs:.3f}; {args.threads} threads on {accelerator.device}, {vars(args)}")
 
 
 if __name__ == "__main__":

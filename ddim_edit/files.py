@@ -29,9 +29,9 @@ def atomic(path: Path) -> Generator[Path]:
             temporary.unlink()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that killed programs left in a folder; no other program may be writing there."""
-    for leftover in folder.rglob(".*.*.tmp*"):
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed programs left of this file while they wrote it; no other program may be writing it now."""
+    for leftover in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
         leftover.unlink(missing_ok=True)
 
 

@@ -86,6 +86,13 @@ def train(
         OutputError: `output` holds a run and `resume` is false, or it cannot be written to.
         NumericsError: the loss is not finite; the last checkpoint is kept.
         MissingExtraError: accelerate is not installed.
+
+    Example:
+        >>> import tempfile
+        >>> photos = PhotoSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), None)
+        >>> config = TrainConfig(size=8, channels=(8,), diffusion_steps=50, batch_size=2, steps=1)
+        >>> train(photos, tempfile.mkdtemp(), config, device="cpu").image_size
+        (8, 8)
     """
     run = Path(output)
     _claim(run, resume=resume)
@@ -252,7 +259,8 @@ def _claim(run: Path, *, resume: bool) -> None:
     if (run / "model_index.json").exists() and not (run / checkpoint.RECORD).exists():
         raise OutputError(f"{run} holds a model that is no run; choose another --output")
     prepare_output(run / checkpoint.STATE, overwrite=True)
-    remove_leftovers(run)
+    for large in (checkpoint.STATE, checkpoint.WEIGHTS):
+        remove_leftovers(run / large)
 
 
 def _accelerator(config: TrainConfig, device: str) -> "Accelerator":
