@@ -313,7 +313,7 @@ class TestRefusals:
             ({"size": 10, "channels": (8, 8, 8)}, "size 10 cannot be halved 2 times; choose a multiple of 4"),
             ({"target": "score"}, "target 'score' is unknown; choose one of epsilon, sample, v_prediction, x_prev"),
             ({"learn_sigma": True}, "loss mse leaves a learned sigma untrained"),
-            ({"diffusion_steps": 20}, "diffusion_steps is 20; choose 25 or more, or cosine"),
+            ({"diffusion_steps": 20}, "diffusion_steps is 20; choose 25 or more, or the cosine schedule"),
             ({"loss": "hybrid"}, "add --learn-sigma"),
             ({"loss": "vb", "min_snr": 5}, "min_snr weighs squared errors"),
             ({"target": "x_prev", "min_snr": 5}, "min_snr weighs squared errors"),
@@ -340,8 +340,10 @@ class TestRefusals:
             train(photos, tmp_path / "run", tiny(target="sample"), resume=True, device="cpu")
         with pytest.raises(ConfigError, match="not the photos that the run began with"):
             train(photos.select(range(5)), tmp_path / "run", tiny(), resume=True, device="cpu")
-        train(photos, tmp_path / "run", tiny(steps=3, lr=1e-4, batch_size=2), resume=True, device="cpu")
-        assert (state_of(tmp_path / "run")["step"], state_of(tmp_path / "run")["images"]) == (3, 8)
+        for _ in range(2):  # the second time there is nothing left to do
+            train(photos, tmp_path / "run", tiny(steps=3, lr=1e-4, batch_size=2), resume=True, device="cpu")
+            assert (state_of(tmp_path / "run")["step"], state_of(tmp_path / "run")["images"]) == (3, 8)
+            assert [row["step"] for row in rows_of(tmp_path / "run")] == ["0", "1", "3"]
 
     def test_a_damaged_state_is_not_loaded(self, photos: PhotoSet, tmp_path: Path):
         train(photos, tmp_path / "run", tiny(steps=1), device="cpu")
@@ -412,6 +414,9 @@ class TestCommand:
         assert [line.split(":")[0] for line in outcome.stdout.splitlines()] == ["step 0", "step 2", "step 4"]
         assert outcome.stderr == f"wrote {run} (1 done)\n"
         assert json.loads((run / "run.json").read_text())["command"] == "train"
+        again = run_cli("train", "--config", run / "run.json", "-o", tmp_path / "again", capsys=capsys)
+        assert again.code == 0, again
+        assert de.load_model(run, device="cpu").weights == de.load_model(tmp_path / "again", device="cpu").weights
         for command in (
             ("sample", "--model", run, "--seeds", "0", "-n", 2, "--label", "dog", "-o", tmp_path / "samples"),
             ("evaluate-model", run, folder, "--draws", 2, "--labels", "true"),

@@ -1,6 +1,7 @@
 """`train`: from photos to a model folder."""
 
 import json
+import os
 import signal
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -160,6 +161,8 @@ def train(  # noqa: PLR0913
     if stopped:
         click.echo(f"{output} is saved; the same command with --resume goes on", err=True)
         raise KeyboardInterrupt
+    if int(os.environ.get("RANK", 0)) > 0:  # of several processes, one writes and speaks
+        return 0
     record = run.Record(run.describe_run(ctx, model), outputs=[output])
     return run.finish(record, output, failures, done=1, running=options.Running(overwrite=True, progress=progress))
 

@@ -11,10 +11,10 @@ from ddim_edit.training.timesteps import SAMPLERS
 
 # Widths of the U-Net's levels; parameters with one layer per block at 64 x 64.
 NETWORKS: Mapping[str, tuple[int, ...]] = {
-    "tiny": (32, 64, 64),  # 0.6 M
+    "tiny": (32, 64, 64),  # 1.1 M
     "small": (32, 64, 96, 128, 176),  # 7.4 M
-    "base": (64, 128, 192, 256),  # 19 M
-    "large": (128, 256, 384, 512),  # 75 M
+    "base": (64, 128, 192, 256),  # 15 M
+    "large": (128, 256, 384, 512),  # 59 M
 }
 SCHEDULES = ("linear", "scaled_linear", "cosine")
 MIN_LINEAR_STEPS = 25  # with fewer, the betas of a linear schedule, scaled to reach the same top, come near 1
@@ -210,9 +210,16 @@ def _check_pairs(config: TrainConfig) -> None:
         raise ConfigError("loss hybrid trains a learned sigma; add --learn-sigma, or choose mse")
     if config.min_snr is not None and (config.loss not in ("mse", "hybrid") or config.target == "x_prev"):
         raise ConfigError("min_snr weighs squared errors of epsilon, sample or v; leave it out with vb and x_prev")
-    if config.schedule != "cosine" and config.diffusion_steps and config.diffusion_steps < MIN_LINEAR_STEPS:
-        raise ConfigError(f"diffusion_steps is {config.diffusion_steps}; choose {MIN_LINEAR_STEPS} or more, or cosine")
+    if config.init is None:
+        _check_network(config)
+
+
+def _check_network(config: TrainConfig) -> None:
+    """What a model that is fine-tuned has settled already."""
+    steps = config.diffusion_steps
+    if steps is not None and steps < MIN_LINEAR_STEPS and config.schedule != "cosine":
+        raise ConfigError(f"diffusion_steps is {steps}; choose {MIN_LINEAR_STEPS} or more, or the cosine schedule")
     size, levels = config.size or OF_MODEL["size"], len(config.channels or OF_MODEL["channels"])
-    if config.init is None and size % 2 ** (levels - 1):
+    if size % 2 ** (levels - 1):
         multiple = 2 ** (levels - 1)
         raise ConfigError(f"size {size} cannot be halved {levels - 1} times; choose a multiple of {multiple}")

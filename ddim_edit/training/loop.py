@@ -94,8 +94,10 @@ def train(
         >>> train(photos, tempfile.mkdtemp(), config, device="cpu").image_size
         (8, 8)
     """
+    began = time.monotonic()
     run = Path(output)
     _claim(run, resume=resume)
+    state = checkpoint.load_state(run)
     accelerator = _accelerator(config, device)
     model = load_init(config.init) if config.init else None
     config = config.resolved(settings_of(model) if model else None)
@@ -105,12 +107,11 @@ def train(
     has_null = config.label_dropout > 0 or kept.classes is None or NO_CLASS in kept.classes
     origin = make_origin(config, found.class_names, has_null=has_null, model=model)
     training = Training.begin(origin, kept, accelerator)
-    state = checkpoint.load_state(run)
     if state is not None:
         training.restore(state)
     watch = Watch.of(training.averaged, origin, kept, held_out)
     source = "photos in memory" if isinstance(photos, PhotoSet) else Path(photos).name
-    Loop(training, watch, run, _describe(found, source, config), watchers).go()
+    Loop(training, watch, run, _describe(found, source, config), watchers, began - training.seconds).go()
     accelerator.wait_for_everyone()
     return load_model(run, device="cpu")
 
@@ -125,6 +126,7 @@ class Loop:
         run: the folder.
         data: what is known of the photos.
         watchers: who is told.
+        started: when it would have begun if it had never been interrupted, by `time.monotonic`.
     """
 
     training: Training
@@ -132,8 +134,10 @@ class Loop:
     run: Path
     data: Mapping[str, object]
     watchers: Watchers
+    started: float
     rows: list[Row] = field(default_factory=list[Row])
     _losses: list[Tensor] = field(default_factory=list[Tensor])  # since the last report, on the device
+    _reported_step: int = -1
     _reported: tuple[float, int] = (0.0, 0)  # seconds and photos at the last report
     _reporting: float = 0.0  # seconds that the last report took
     _glanced: float = 0.0
@@ -141,11 +145,12 @@ class Loop:
     def go(self) -> None:
         """Run to the end."""
         training, config = self.training, self.training.config
-        self._started = time.monotonic() - training.seconds
-        self.rows = checkpoint.read_metrics(self.run, training.step)
-        self._reported = (training.seconds, training.images)
+        if training.step > 0:
+            self.rows = checkpoint.read_metrics(self.run, training.step)
+            self._reported_step = training.step
+        self._reported = (self._now(), training.images)
         factor = 0.0
-        if not self.rows:  # what is wrong with the disk or the photos shows before the long work
+        if training.step == 0:  # what is wrong with the disk or the photos shows before the long work
             self._report(factor)
         while (done := self._done()) < 1 and not self._agreed(float(self.watchers.should_stop())):
             factor = rate_factor(training.step, done, warmup=config.warmup, decay=config.decay)
@@ -153,11 +158,11 @@ class Loop:
             self._glance(done)
             if self._report_is_due():
                 self._report(factor)
-        if self.rows[-1]["step"] != training.step:
+        if self._reported_step != training.step:
             self._report(factor)
 
     def _now(self) -> float:
-        return time.monotonic() - self._started
+        return time.monotonic() - self.started
 
     def _done(self) -> float:
         """The share of the run that is over; a run by the clock leaves time for its last report."""
@@ -185,7 +190,8 @@ class Loop:
         training, (seconds, images) = self.training, self._reported
         speed = (training.images - images) / max(now - seconds, 1e-9)
         left = now * (1 - done) / max(done, 1e-9)
-        self.watchers.on_progress(Progress(training.step, training.images, done, loss, speed, left))
+        if training.accelerator.is_main_process:
+            self.watchers.on_progress(Progress(training.step, training.images, done, loss, speed, left))
 
     def _report(self, factor: float) -> None:
         """Look at the averaged weights and write everything down; the state comes last and decides what counts."""
@@ -207,6 +213,7 @@ class Loop:
             self.watchers.on_report(self.rows[-1])
         self.training.accelerator.wait_for_everyone()
         self._losses.clear()
+        self._reported_step = self.training.step
         self._reported = (self._now(), self.training.images)
         self._reporting = self._now() - began
 
@@ -230,10 +237,9 @@ class Loop:
 
     def _sheet_is_due(self) -> bool:
         every = self.training.config.sample_every
-        if every is None or len(self.rows) < 2:
+        if every is None or self._reported_step < 0:
             return True
-        before = int(str(self.rows[-2]["step"]))
-        return self.training.step // every > before // every
+        return self.training.step // every > self._reported_step // every
 
     def _check(self, loss: float) -> None:
         if not loss < float("inf"):

@@ -12,7 +12,7 @@ from ddim_edit.models import Labels, Model, load_model
 from ddim_edit.models.previous import FromPrevious
 from ddim_edit.models.unet2d import UNet2DNetwork
 from ddim_edit.schedule import NoiseSchedule
-from ddim_edit.training.config import TrainConfig
+from ddim_edit.training.config import SCHEDULES, TrainConfig
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DModel
@@ -77,14 +77,14 @@ def settings_of(model: Model) -> dict[str, Any]:
     if height != width:
         raise ConfigError(f"{model.name} is for photos of {height} x {width}; only square ones can be trained on")
     scheduler = cast(Mapping[str, Any], model.facts["scheduler"])
-    schedule = {"squaredcos_cap_v2": "cosine"}.get(str(scheduler.get("beta_schedule")), scheduler.get("beta_schedule"))
+    betas = str(scheduler.get("beta_schedule")).replace("squaredcos_cap_v2", "cosine")
     return {
         "size": height,
         "channels": tuple(config["block_out_channels"]),
         "layers": config["layers_per_block"],
         "attention": None,
         "diffusion_steps": len(model.schedule),
-        "schedule": schedule,
+        "schedule": betas if betas in SCHEDULES else None,
         "target": scheduler.get("prediction_type") or "epsilon",
     }
 
