@@ -197,9 +197,9 @@ class Loop:
         """Look at the averaged weights and write everything down; the state comes last and decides what counts."""
         began = self._now()
         loss = float(torch.stack(self._losses).mean()) if self._losses else None
-        if loss is not None:
-            self._check(loss)
         module = self.training.average()
+        weights = float(torch.stack([value.norm() for value in module.parameters()]).sum())
+        self._check(weights if loss is None else loss + weights)
         if self.training.accelerator.is_main_process:
             self.rows.append(self._row(factor, loss, began))
             checkpoint.write_metrics(self.rows, self.run)
@@ -244,7 +244,7 @@ class Loop:
     def _check(self, loss: float) -> None:
         if not loss < float("inf"):
             raise NumericsError(
-                f"the loss is {loss} at step {self.training.step}; go on from the last checkpoint (--resume) "
+                f"loss or weights are {loss} at step {self.training.step}; go on from the last checkpoint (--resume) "
                 "with a lower --lr, or with --precision fp32"
             )
 

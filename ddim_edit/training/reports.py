@@ -82,7 +82,7 @@ class Watch:
         ]
         titles = ["no label" if name is None else name for name in shown] if labels else []
         rows = [self._row(name, SHEET_COLUMNS * k * (labels is None)) for k, name in enumerate(shown)]
-        scale = max(1, 64 // self.model.image_size[1])
+        scale = max(1, 128 // self.model.image_size[1])  # so that people can see them
         write_image(sheet(rows, row_titles=titles, scale=scale), path)
 
     def _row(self, label: str | None, first_seed: int) -> list[Tensor]:
