@@ -33,7 +33,7 @@ MAX_PIXELS = 64_000_000
 # Photos only: Pillow would also hand EPS to Ghostscript, and take plain text for some formats without a signature.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # HEIC is listed although Pillow cannot read it: a phone's photo must fail with a reason, not be passed over in silence.
-_SUFFIXES = (
+SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg"),
     *(".mpo", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
@@ -295,7 +295,7 @@ def _padded(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
 def _photos_at(path: Path) -> list[Photo]:
     if path.is_dir():
         visible = sorted(file for file in path.iterdir() if not (file.name.startswith(".") or file.is_dir()))
-        photos = [Photo(file.stem, file) for file in visible if file.suffix.lower() in _SUFFIXES]
+        photos = [Photo(file.stem, file) for file in visible if file.suffix.lower() in SUFFIXES]
         if not photos:
             raise ImageError(f"{path} has no image files (such as .jpg or .png); subfolders are not searched")
         return photos

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ddim_edit.errors import ConfigError
 
-Stream = Literal["latent", "step"]
-_STREAMS: dict[Stream, int] = {"latent": 0, "step": 1}
+Stream = Literal["latent", "step", "evaluation", "training", "order"]
+_STREAMS: dict[Stream, int] = {"latent": 0, "step": 1, "evaluation": 2, "training": 3, "order": 4}
 
 
 def gaussian(seeds: Sequence[int], shape: tuple[int, ...], stream: Stream = "latent", step: int = 0) -> Tensor:
@@ -39,14 +39,18 @@ def gaussian(seeds: Sequence[int], shape: tuple[int, ...], stream: Stream = "lat
     """
     if any(seed < 0 for seed in seeds):
         raise ConfigError(f"seed {min(seeds)} is negative; choose seeds of 0 or more")
-    return torch.stack([_draw(seed, shape, _STREAMS[stream], step) for seed in seeds])
+    return torch.stack([torch.randn(shape, generator=generator(seed, stream, step)) for seed in seeds])
 
 
-def _draw(seed: int, shape: tuple[int, ...], stream: int, step: int) -> Tensor:
+def generator(seed: int, stream: Stream, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on nothing but (seed, stream, step); seeds and steps are 0 or more.
+
+    Another kind of device draws other numbers; whatever must agree between devices is drawn on the CPU and moved.
+    """
     # The seed comes last: it may fill several 32-bit words, and must not reach into those of stream and step.
-    key = np.random.SeedSequence((stream, step, seed)).generate_state(2, np.uint64)
+    key = np.random.SeedSequence((_STREAMS[stream], step, seed)).generate_state(2, np.uint64)
     # 63 bits: torch takes a signed 64-bit seed.
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int(key[0] >> np.uint64(1))))
+    return torch.Generator(device).manual_seed(int(key[0] >> np.uint64(1)))
 
 
 @dataclass(frozen=True)

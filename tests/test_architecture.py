@@ -17,7 +17,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
 VERBS = "recipe latents decoding inversion"
-USES = "images sheets video files batch"
+USES = "images sheets video files batch datasets evaluation"
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,15 @@ TABLE = {
     "metrics": May("errors", "torch", "skimage"),
     "interpolation": May("errors", "numpy torch"),
     "denoiser": May("errors schedule", "torch"),
+    "variational": May("schedule", "numpy torch"),
     "solvers.base": May("denoiser grid", "torch"),
     "solvers.ddim": May("errors schedule grid denoiser solvers.base"),
     "solvers": May("solvers.base solvers.ddim"),
     "ode": May("errors schedule grid denoiser solvers.base", "torch"),
     # Models: a checkpoint family knows no solver, no loop and no latents
     "models.base": May("errors schedule denoiser", "torch"),
-    "models.unet2d": May("errors schedule denoiser models.base", "torch", "diffusers safetensors"),
+    "models.previous": May("schedule denoiser", "numpy torch"),
+    "models.unet2d": May("errors schedule denoiser models.base models.previous", "torch", "diffusers safetensors"),
     "models": May("errors models.base models.unet2d", "torch", "huggingface_hub"),
     # Data
     "colour": May("errors", "numpy PIL"),
@@ -64,6 +66,34 @@ TABLE = {
     "inversion": May("errors grid denoiser solvers ode metrics models.base latents recipe decoding", "torch"),
     # Uses
     "batch": May("errors images inversion decoding latents recipe models.base noise ode", "torch"),
+    "datasets": May("errors images batch", "numpy torch"),
+    "evaluation": May("errors denoiser models.base noise schedule variational", "torch"),
+    # Training: from pure functions to the loop
+    "training.timesteps": May("", "torch"),
+    "training.optimizers": May("", "torch"),
+    "training.objectives": May("denoiser schedule variational models.previous", "numpy torch"),
+    "training.config": May("errors training.objectives training.optimizers training.timesteps"),
+    "training.data": May("errors noise schedule datasets models.base training.objectives training.timesteps", "torch"),
+    "training.network": May(
+        "errors schedule models models.previous models.unet2d training.config", "numpy torch", "diffusers"
+    ),
+    "training.reports": May(
+        "datasets decoding evaluation images sheets models models.unet2d training.data training.network", "torch"
+    ),
+    "training.checkpoint": May("errors files training.network", "torch", "safetensors"),
+    "training.run": May(
+        "errors noise datasets training.config training.data training.network training.objectives "
+        "training.optimizers training.timesteps",
+        "torch",
+        "diffusers",
+    ),
+    "training.loop": May(
+        "errors files models datasets training.checkpoint training.config training.data training.network "
+        "training.optimizers training.reports training.run",
+        "torch",
+        "accelerate",
+    ),
+    "training": May("training.config training.loop"),
     "demo": May(f"{NUMERICS} {VERBS} images sheets video plots", "torch", "skimage"),
     "doctor": May(f"{NUMERICS} {VERBS} video", "", "torch torchvision huggingface_hub"),
     # Faces: torch only inside functions, so that --help answers at once
@@ -72,9 +102,13 @@ TABLE = {
     "cli.run": May(f"{NUMERICS} {VERBS} {USES} cli.options", "click", "torch tqdm"),
     "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click", "torch"),
     "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click", "torch numpy"),
+    "cli.evaluation": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click"),
+    "cli.training": May(
+        "errors datasets training training.config training.loop cli.options cli.run cli.values", "click", "torch tqdm"
+    ),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),
-    "cli": May("errors cli.about cli.demo cli.photos cli.pictures", "click"),
+    "cli": May("errors cli.about cli.demo cli.evaluation cli.photos cli.pictures cli.training", "click"),
     "__main__": May("cli"),
 }
 

@@ -166,6 +166,7 @@ ENCODE = f"encode {{a}} -o {{out}} {M}"
 SAMPLE = f"sample --seeds 0 -n 2 -o {{out}} {M}"
 DECODE = f"decode {{model_latents}} -o {{out}} {M}"
 MORPH = f"interpolate {{a}} {{b}} {{c}} -n 2 -o {{out}}/m.webp {M}"
+TRAIN = "train -o {out} --steps 1 --size 8 --channels 8 --device cpu"
 
 CASES = {
     # Photos
@@ -287,6 +288,22 @@ CASES = {
     "output that exists": Case(f"interpolate {{a}} {{b}} -o {{whole}} {M}", 1, "whole.webp exists; choose another"),
     "folder that exists": Case(f"interpolate {{a}} {{b}} -o {{folder}} {M}", 1, "holds something other than frames"),
     "full disk": Case(f"{ENCODE} -n 2", 1, "No space left on device; choose another --output", _full_disk),
+    # Training and evaluation
+    "training on no photos": Case(f"{TRAIN} {{empty_folder}}", 1, "has no image files (such as .jpg or .png)"),
+    "training on what is no photo": Case(f"{TRAIN} {{text}}", 1, "none of 1 photos can be read"),
+    "training on an archive of floats": Case(f"{TRAIN} {{floats}}", 1, "it must be uint8 (N, H, W, 3)"),
+    "training without an end": Case("train {a} -o {out}", 1, "neither steps nor minutes were given"),
+    "training below a file": Case("train {a} -o {text}/run --steps 1", 1, "cannot write into"),
+    "training into a model": Case("train {a} -o {model} --steps 1", 1, "holds a model that is no run"),
+    "classes that are not there": Case(f"{TRAIN} {{a}} --class-cond", 1, "class_cond needs classes"),
+    "a table that is not there": Case(f"{TRAIN} {{folder}} --label-table {{missing}}", 1, "cannot be read as CSV"),
+    "every photo set aside": Case(f"{TRAIN} {{a}} --set-aside 1", 1, "leave at least one to train on"),
+    "fine-tuning what is not there": Case(f"{TRAIN} {{a}} --init nonesuch", 1, "no folder, no hub id (owner/name)"),
+    "fine-tuning to another size": Case(f"{TRAIN} {{a}} --init {{model}}", 1, "size is 16 in"),
+    "unknown channels": Case("train {a} -o {out} --steps 1 --channels huge", 1, "choose tiny, small, base, large"),
+    "unknown target": Case("train {a} -o {out} --steps 1 --target score", 2, "'score' is not one of"),
+    "evaluating at no timestep": Case("evaluate-model {model} {a} --timesteps 1000", 1, "choose it in [0, 999]"),
+    "evaluating an unknown model": Case("evaluate-model nonesuch {a}", 1, "no folder, no hub id (owner/name)"),
     # Configs
     "missing config": Case("encode --config {missing} -o {out}", 2, "is no run.json"),
     "config of text": Case("encode --config {config_text} -o {out}", 2, "is no run.json"),

@@ -38,7 +38,18 @@ for arguments in {arguments}:
 
 
 def test_help_of_every_command_loads_nothing_heavy():
-    commands = ("demo", "encode", "decode", "roundtrip", "interpolate", "sample", "info", "doctor")
+    commands = (
+        "demo",
+        "encode",
+        "decode",
+        "roundtrip",
+        "interpolate",
+        "sample",
+        "train",
+        "evaluate-model",
+        "info",
+        "doctor",
+    )
     arguments = [["--help"], ["--version"], *([command, "--help"] for command in commands)]
     loaded = loaded_by(RUN.format(arguments=arguments))
     assert "click" in loaded
@@ -68,5 +79,14 @@ def test_importing_every_module_raises_no_warning(loaded_by_all):
 
 
 def test_importing_every_module_loads_no_package_that_is_slow_or_optional(loaded_by_all):
-    slow_or_optional = {"diffusers", "transformers", "torchvision", "matplotlib", "skimage", "scipy", "av"}
+    slow_or_optional = {
+        "diffusers",
+        "transformers",
+        "torchvision",
+        "matplotlib",
+        "skimage",
+        "scipy",
+        "av",
+        "accelerate",
+    }
     assert not loaded_by_all & slow_or_optional

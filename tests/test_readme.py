@@ -55,7 +55,7 @@ def test_the_python_of_the_readme_runs(folder: Path) -> None:
 
 def test_the_command_table_lists_every_command() -> None:
     for path in (ENGLISH, CHINESE):
-        table = re.findall(r"^\| `(\w+)` \|", path.read_text(encoding="utf-8"), re.MULTILINE)
+        table = re.findall(r"^\| `([\w-]+)` \|", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(cli.commands) <= set(table)
 
 

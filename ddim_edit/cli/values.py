@@ -43,6 +43,15 @@ def timesteps(value: object) -> list[float]:
         raise click.BadParameter(f"{value!r} is no list of timesteps; write for example 0,40,80") from None
 
 
+def channels(value: object) -> tuple[int, ...] | str:
+    """Widths like `32,64,96`, or a name to look up."""
+    text = _text(value, ",")
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        return text
+
+
 def eta(value: object) -> float | str:
     """A number in [0, 1], or `sigma-hat`; the range is checked by the solver."""
     text = _text(value, ",")
