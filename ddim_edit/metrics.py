@@ -174,6 +174,15 @@ def changed_8bit(reference: Tensor, result: Tensor) -> Tensor:
     return (x != y).double().mean(dim=(1, 2, 3))
 
 
+def pixels_off(reference: Tensor, result: Tensor) -> Tensor:
+    """Share per photo of pixels with a channel off by more than 1/255. Arguments, result and errors are those of `mse`.
+
+    An error of exactly one 8-bit level does not count, and neither does a rounding of 1e-6 above it.
+    """
+    x, y = _pair(reference, result)
+    return ((x - y).abs().amax(dim=1) > 1 / 255 + 1e-6).double().mean(dim=(1, 2))
+
+
 def latent_health(x: Tensor) -> list[LatentHealth]:
     """Measure how Gaussian each latent is. What is not Gaussian shows as artefacts between keys of a morph.
 

@@ -9,6 +9,7 @@ import click
 
 from ddim_edit.cli.about import doctor, info
 from ddim_edit.cli.demo import demo
+from ddim_edit.cli.experiment import experiment
 from ddim_edit.cli.photos import decode, encode, roundtrip
 from ddim_edit.cli.pictures import interpolate, sample
 from ddim_edit.errors import DdimEditError
@@ -39,7 +40,7 @@ def cli(debug: bool) -> None:
     """
 
 
-for command in (demo, encode, decode, roundtrip, interpolate, sample, info, doctor):
+for command in (demo, encode, decode, roundtrip, interpolate, sample, experiment, info, doctor):
     cli.add_command(command)
 
 
