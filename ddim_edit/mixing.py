@@ -22,7 +22,7 @@ _ITERATIONS = 200  # four Gaussian latents take about 15
 def lol(latents: Tensor, weights: Tensor) -> Tensor:
     """Mix latents linearly so that a mix of independent Gaussian latents is Gaussian again.
 
-    sum_i w_i x_i / |w|_2: the closed form of "Linear combinations of Gaussian latents" (arXiv:2408.08558) for zero mean.
+    sum_i w_i x_i / |w|_2: the closed form of "Linear combinations of Gaussian latents" (arXiv:2408.08558), zero mean.
     Weights may be negative and need not add up to 1; only their ratios count. Latents that are not independent (the
     same one twice, say) come out longer than they are: for them use `karcher_mean`.
 
@@ -98,7 +98,9 @@ def corner_grid(corners: Tensor, rows: int, columns: int, how: GridHow = "slerp"
         ConfigError: not four corners, fewer than two rows or columns, or an unknown `how`; the errors of the mix.
     """
     if len(corners) != 4 or rows < 2 or columns < 2:
-        raise ConfigError(f"{len(corners)} corners, {rows} rows, {columns} columns; give 4 corners and 2 or more of both")
+        raise ConfigError(
+            f"{len(corners)} corners, {rows} rows, {columns} columns; give 4 corners and 2 or more of both"
+        )
     if how not in get_args(GridHow):
         raise ConfigError(f"how={how!r} is not known; choose {', '.join(get_args(GridHow))}")
     down, across = (torch.linspace(0, 1, count, dtype=torch.float64) for count in (rows, columns))

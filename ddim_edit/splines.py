@@ -8,6 +8,7 @@ monotone cubic (PCHIP) of log |x|, so it never leaves the interval between two n
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -60,29 +61,26 @@ def spline(keys: Tensor, u: Tensor, how: Spline, *, closed: bool = False) -> Ten
     for i in number.unique().tolist():
         segment = make(corners[i], corners[(i + 1) % len(corners)])
         for frame in (number == i).nonzero().flatten().tolist():
-            path[frame] = radius[frame] * segment(float(u[frame]) - i)
+            path[frame] = float(radius[frame]) * segment(float(u[frame]) - i)
     return path
 
 
 def _corners(directions: list[Tensor], closed: bool) -> list[_Key]:
-    followers = directions[1:] + directions[:1]
-    arcs: list[Arc | None] = [arc(u, v) for u, v in zip(directions, followers, strict=True)]
-    if not closed:
-        arcs[-1] = None
-    corners: list[_Key] = []
-    for i, at in enumerate(directions):
-        coming, going = arcs[i - 1], arcs[i]
-        after = going.log if going else None
-        before = Arc(coming.middle, -coming.chord, coming.angle).log if coming else None
-        # An open end is reflected: as if the path came from, or went on to, the mirror image of its one neighbour.
-        assert after is not None or before is not None
-        corners.append(_Key(at, -before if after is None else after, -after if before is None else before))
-    return corners
+    arcs = [arc(u, v) for u, v in pairwise(directions)]
+    if closed:
+        arcs.append(arc(directions[-1], directions[0]))
+    after = [piece.log for piece in arcs]
+    before = [Arc(piece.middle, -piece.chord, piece.angle).log for piece in arcs]
+    if closed:
+        before = before[-1:] + before[:-1]
+    else:  # reflected: as if the path came from, or went on to, the mirror image of the end's one neighbour
+        after, before = [*after, -before[-1]], [-after[0], *before]
+    return [_Key(*values) for values in zip(directions, after, before, strict=True)]
 
 
 def _squad(start: _Key, end: _Key) -> Segment:
-    inner = [exponential(key.at, -(key.before + key.after) / 4) for key in (start, end)]
-    outside, inside = arc(start.at, end.at), arc(*inner)
+    inner, next_inner = (exponential(key.at, -(key.before + key.after) / 4) for key in (start, end))
+    outside, inside = arc(start.at, end.at), arc(inner, next_inner)
     return lambda t: arc(outside.direction(t), inside.direction(t)).direction(2 * t * (1 - t))
 
 

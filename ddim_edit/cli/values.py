@@ -49,6 +49,17 @@ def eta(value: object) -> float | str:
         raise click.BadParameter(f"{value!r} is neither a number in [0, 1] nor sigma-hat") from None
 
 
+def ease(value: object) -> str | list[float]:
+    """The name of an easing curve, or its controls like `0.42,0,0.58,1`; which names there are, `pacing` says."""
+    text = _text(value, ",")
+    if "," not in text:
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no curve; write a name, or x1,y1,x2,y2") from None
+
+
 def _text(value: object, separator: str) -> str:
     """What would have been typed."""
     return separator.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
