@@ -6,12 +6,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddim_edit.decoding import decode, morph, sample
+from ddim_edit.decoding import decode, sample
 from ddim_edit.images import read_image, write_image
 from ddim_edit.inversion import encode
 from ddim_edit.latents import Latents
 from ddim_edit.metrics import Quality, compare
 from ddim_edit.models import Model, load_model
+from ddim_edit.morphing import morph
 from ddim_edit.noise import SeededNoise
 from ddim_edit.plots import error_figure, latent_figure
 from ddim_edit.sheets import sheet, strip

@@ -74,7 +74,7 @@ def encode(
         trajectory=torch.stack([x for _, x in kept]) if kept else None,
         trajectory_t=tuple(t for t, _ in kept),
     )
-    latents = _with_health(latents)
+    latents = with_health(latents)
     if not check:
         return latents
     restored = decode(model, latents, grid=recipe.grid, solver=solver, denoiser=recipe.denoiser, on_step=on_step)
@@ -85,6 +85,15 @@ def with_quality(latents: Latents, pixels: Tensor, restored: Tensor) -> Latents:
     """Latents with the quality of these reconstructions (B, 3, H, W) in their records."""
     quality = compare(pixels.cpu(), restored)
     photos = tuple(replace(record, quality=q) for record, q in zip(latents.photos, quality, strict=True))
+    return replace(latents, photos=photos)
+
+
+def with_health(latents: Latents) -> Latents:
+    """Latents with statistics in their records, where they are whole; see `metrics.latent_health`."""
+    if not latents.whole:
+        return latents
+    health = latent_health(latents.x)
+    photos = tuple(replace(record, health=h) for record, h in zip(latents.photos, health, strict=True))
     return replace(latents, photos=photos)
 
 
@@ -99,14 +108,6 @@ def advice(record: PhotoRecord) -> list[str]:
     if record.health and (line := health_advice(record.health)):
         lines.append(line)
     return lines
-
-
-def _with_health(latents: Latents) -> Latents:
-    if not latents.whole:
-        return latents
-    health = latent_health(latents.x)
-    photos = tuple(replace(record, health=h) for record, h in zip(latents.photos, health, strict=True))
-    return replace(latents, photos=photos)
 
 
 def _check_pixels(model: Model, pixels: Tensor) -> None:

@@ -14,8 +14,9 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # Short names: inside `ddim_edit`. `at_top` are third-party packages that load with the module, `inside` those that
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
-VERBS = "recipe latents decoding inversion"
-USES = "images sheets video files batch"
+PATHS = "sphere splines interpolation mixing corrections pacing"
+VERBS = "recipe latents decoding inversion morphing"
+USES = "images sheets video files batch rendering"
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,12 @@ TABLE = {
     "grid": May("errors schedule", "numpy"),
     "noise": May("errors", "numpy torch"),
     "metrics": May("errors", "torch", "skimage"),
-    "interpolation": May("errors", "numpy torch"),
+    "sphere": May("errors", "numpy torch"),
+    "splines": May("sphere", "numpy torch", "scipy"),
+    "interpolation": May("errors sphere splines", "numpy torch"),
+    "mixing": May("errors sphere interpolation", "torch"),
+    "corrections": May("errors", "numpy torch"),
+    "pacing": May("errors metrics", "numpy torch", "scipy"),
     "denoiser": May("errors schedule", "torch"),
     "solvers.base": May("denoiser grid", "torch"),
     "solvers.ddim": May("errors schedule grid denoiser solvers.base"),
@@ -54,11 +60,13 @@ TABLE = {
     "latents": May("errors files schedule metrics models.base", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
     "recipe": May("errors grid denoiser solvers models.base latents", ""),
-    "decoding": May(
-        "errors grid denoiser noise solvers solvers.base ode interpolation models.base latents recipe", "torch"
-    ),
+    "decoding": May("errors grid denoiser noise solvers solvers.base ode models.base latents recipe", "torch"),
     "inversion": May("errors grid denoiser solvers ode metrics models.base latents recipe decoding", "torch"),
+    "morphing": May(
+        "errors grid ode interpolation corrections pacing models.base latents recipe decoding inversion", "torch"
+    ),
     # Uses
+    "rendering": May("errors files grid ode images models.base latents morphing", "numpy torch PIL", "safetensors"),
     "batch": May("errors images inversion decoding latents recipe models.base noise ode", "torch"),
     "demo": May(f"{NUMERICS} {VERBS} images sheets video plots", "torch", "skimage"),
     "doctor": May(f"{NUMERICS} {VERBS} video", "", "torch torchvision huggingface_hub"),
@@ -68,9 +76,13 @@ TABLE = {
     "cli.run": May(f"{NUMERICS} {VERBS} {USES} cli.options", "click", "torch tqdm"),
     "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click", "torch"),
     "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click", "torch numpy"),
+    "cli.film": May(f"{PATHS} {VERBS} {USES} cli.options cli.run", "click", "torch"),
+    "cli.interpolate": May(
+        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.film cli.options cli.run cli.values", "click", "torch"
+    ),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),
-    "cli": May("errors cli.about cli.demo cli.photos cli.pictures", "click"),
+    "cli": May("errors cli.about cli.demo cli.interpolate cli.photos cli.pictures", "click"),
     "__main__": May("cli"),
 }
 

@@ -10,8 +10,9 @@ import click
 from ddim_edit.cli.about import doctor, info
 from ddim_edit.cli.demo import demo
 from ddim_edit.cli.experiment import experiment
+from ddim_edit.cli.interpolate import interpolate
 from ddim_edit.cli.photos import decode, encode, roundtrip
-from ddim_edit.cli.pictures import interpolate, sample
+from ddim_edit.cli.pictures import sample
 from ddim_edit.errors import DdimEditError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130

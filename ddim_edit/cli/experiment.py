@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddim_edit.cli import conduct, options, values
+from ddim_edit.cli.interpolate import PATHS
 
 if TYPE_CHECKING:
     from ddim_edit.ode import OnStep
@@ -146,7 +147,7 @@ def eta_steps(  # noqa: PLR0913
 @experiment.command()
 @conduct.seeds_option
 @options.grid_options
-@click.option("--paths", type=values.choices(("slerp", "lerp")), default="slerp,lerp", show_default=True)
+@click.option("--paths", type=values.choices(PATHS), default="slerp,lerp", show_default=True)
 @click.option("--keys", type=click.IntRange(2), default=2, show_default=True, help="Latents that a path goes through.")
 @click.option("--frames", type=click.IntRange(3), default=33, show_default=True, help="Of a path.")
 @click.option("--grid-side", type=click.IntRange(2), default=7, show_default=True, help="Of the grid between four.")
@@ -171,7 +172,7 @@ def interpolate(  # noqa: PLR0913
     \b
     ddim-edit experiment interpolate --seeds 0-15 -n 50 -o paths
     """
-    from ddim_edit.experiments.interpolate import CORNERS, EXPERIMENT, Plan, corner_grid, groups_of, units
+    from ddim_edit.experiments.interpolate import CORNERS, EXPERIMENT, Plan, decode_grid, groups_of, units
     from ddim_edit.noise import gaussian
 
     if len(seeds) < keys or frames < keys:
@@ -180,12 +181,12 @@ def interpolate(  # noqa: PLR0913
     model = choice.load()
     recipe = options.Method("ddim", "explicit").recipe(model, grid.build(model.schedule), condition)
     x = gaussian(seeds, model.shape)
-    plan = Plan(groups_of(x, [f"seed{seed:04d}" for seed in seeds], keys), paths, frames, recipe)
+    plan = Plan(groups_of(x, [f"seed{seed:04d}" for seed in seeds], keys), paths, frames, recipe)  # pyright: ignore[reportArgumentType]
     work = units(model, plan, store, setup.show, batch_size)
 
     def after(on_step: "OnStep") -> None:
         if len(seeds) >= CORNERS:
-            corner_grid(model, x[:CORNERS], grid_side, recipe, store, on_step)
+            decode_grid(model, x[:CORNERS], grid_side, recipe, store, on_step)
 
     extra = grid_side**2 * recipe.grid.steps * (len(seeds) >= CORNERS)
     images, named = conduct.seed_images(seeds), {recipe.grid.spacing: recipe.grid}

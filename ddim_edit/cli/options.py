@@ -253,16 +253,26 @@ class Source:
 batch_option = click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures at once."
 )
-photo_options = packed(
-    "source",
-    Source,
-    click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path)),
-    click.option(
-        "--fit", type=click.Choice(FITS), default="crop", show_default=True, help="How photos get the model's shape."
-    ),
-    click.option("--limit", type=click.IntRange(1), help="Only the first N photos."),
-    batch_option,
-)
+
+
+def _photo_options(*, required: bool) -> Decorator[Any]:
+    return packed(
+        "source",
+        Source,
+        click.argument("photos", nargs=-1, required=required, type=click.Path(path_type=Path)),
+        click.option(
+            "--fit",
+            type=click.Choice(FITS),
+            default="crop",
+            show_default=True,
+            help="How photos get the model's shape.",
+        ),
+        click.option("--limit", type=click.IntRange(1), help="Only the first N photos."),
+        batch_option,
+    )
+
+
+photo_options, optional_photo_options = _photo_options(required=True), _photo_options(required=False)
 
 
 @dataclass(frozen=True)
@@ -272,12 +282,12 @@ class Method:
     solver: str
     inverse: str
 
-    def recipe(self, model: "Model", grid: "Grid", condition: Condition) -> "Recipe":
-        """Everything that an encoding depends on besides model and photo."""
+    def recipe(self, model: "Model", grid: "Grid", condition: Condition, solver: "Solver | None" = None) -> "Recipe":
+        """Everything that an encoding depends on besides model and photo; `solver` goes before the chosen one."""
         from ddim_edit.recipe import Recipe
         from ddim_edit.solvers import SOLVERS
 
-        return Recipe(grid, SOLVERS[self.solver](), condition.denoiser(model))
+        return Recipe(grid, solver or SOLVERS[self.solver](), condition.denoiser(model))
 
 
 method_options = packed(

@@ -53,12 +53,12 @@ def eta(value: object) -> float | str:
 
 
 def counts(value: object) -> list[int]:
-    """A rising list of whole numbers like `10,20,100`; a repeat counts once."""
+    """A list of numbers of steps like `10,20,100`, put in order; a repeat counts once."""
     try:
-        found = sorted({int(part) for part in _text(value, ",").split(",")})
-    except ValueError:
-        found = []
-    if not found or found[0] < 1:
+        found = sorted(set(seeds(value)))
+    except click.BadParameter:
+        found = [0]
+    if found[0] < 1:
         raise click.BadParameter(f"{value!r} is no list of whole numbers above 0; write for example 10,20,100")
     return found
 
@@ -90,6 +90,17 @@ def text(value: object) -> str:
         first, last = value[0], value[-1]
         return f"{first}-{last}" if value == list(range(first, last + 1)) else _text(value, ",")
     return "x".join(map(str, value)) if isinstance(value, tuple) else _text(value, ",")
+
+
+def ease(value: object) -> str | list[float]:
+    """The name of an easing curve, or its controls like `0.42,0,0.58,1`; which names there are, `pacing` says."""
+    text = _text(value, ",")
+    if "," not in text:
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no curve; write a name, or x1,y1,x2,y2") from None
 
 
 def _text(value: object, separator: str) -> str:

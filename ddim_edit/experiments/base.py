@@ -202,8 +202,9 @@ def units_of(cells: Sequence[Cell], images: Sequence[str], batch_size: int, meas
 
         return Unit(tuple((name, *cell.setting.values()) for name in names), cell.steps * len(names), make)
 
-    return [unit(cell, names) for cell, names in product(cells, list(_batches(images, batch_size)))]
+    return [unit(cell, names) for cell, names in product(cells, list(batches(images, batch_size)))]
 
 
-def _batches(images: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+def batches(images: Sequence[str], size: int) -> Iterator[tuple[str, ...]]:
+    """Cut names into batches; the same names always share one."""
     return (tuple(images[start : start + size]) for start in range(0, len(images), size))

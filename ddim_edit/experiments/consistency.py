@@ -10,7 +10,18 @@ from torch import Tensor
 from ddim_edit.decoding import sample
 from ddim_edit.denoiser import Denoiser
 from ddim_edit.experiments.attributes import ATTRIBUTES, attributes
-from ddim_edit.experiments.base import Cell, Experiment, Measure, Results, Setting, Sheet, Unit, Value, units_of
+from ddim_edit.experiments.base import (
+    Cell,
+    Experiment,
+    Measure,
+    Results,
+    Setting,
+    Sheet,
+    Unit,
+    Value,
+    batches,
+    units_of,
+)
 from ddim_edit.experiments.charts import against, blocks, picture_sheet
 from ddim_edit.experiments.statistics import correlation, psnr_of_mean, ratio_of_means
 from ddim_edit.experiments.store import Store
@@ -43,21 +54,18 @@ def units(model: Model, denoiser: Denoiser, plan: Plan, store: Store, batch: int
 
     def pictures(setting: Setting, names: Sequence[str], on_step: OnStep) -> Tensor:
         grid, solver = plan.grids[setting["spacing"]][int(setting["steps"])], plan.etas[setting["eta"]]
-
-        def make(missing: list[str]) -> Tensor:
-            parts = [missing[start : start + batch] for start in range(0, len(missing), batch)]
-            seeds = [[seed_of[name] for name in part] for part in parts]
-            return torch.cat(
-                [sample(model, s, grid=grid, solver=solver, denoiser=denoiser, on_step=on_step) for s in seeds]
-            )
-
-        return store.pictures(setting, names, make)
+        seeds = [seed_of[name] for name in names]
+        return store.pictures(
+            setting,
+            names,
+            lambda: sample(model, seeds, grid=grid, solver=solver, denoiser=denoiser, on_step=on_step),
+        )
 
     @cache
     def reference(spacing: str, on_step: OnStep) -> tuple[Tensor, Tensor]:
         """The pictures that the others are compared with, and how far each is from the other seeds' on average."""
         setting = {"eta": next(iter(plan.etas)), "spacing": spacing, "steps": str(max(plan.grids[spacing]))}
-        found = pictures(setting, list(seed_of), on_step)
+        found = torch.cat([pictures(setting, names, on_step) for names in batches(list(seed_of), batch)])
         apart = torch.stack([mse(found, one.expand_as(found)) for one in found])
         return found, apart.sum(1) / (len(found) - 1)
 

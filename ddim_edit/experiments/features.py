@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ddim_edit.errors import ConfigError
 from ddim_edit.experiments.base import Array
-from ddim_edit.models.base import MicroBatched, Model
+from ddim_edit.models.base import Model
 
 COMPONENTS = 16
 TIMESTEP = 50.0  # early enough that details count, late enough that the network looks at more than noise
@@ -24,35 +24,23 @@ def encoder_features(model: Model, pixels: Tensor) -> Array:
     """Spatial means of the outputs of every down block, for pictures shown as x_t without noise at t = 50.
 
     Args:
-        model: of a family whose network has `down_blocks`.
+        model: of a family that gives its `features`.
         pixels: (B, 3, H, W) in [-1, 1].
 
     Returns:
         (B, D) float64.
 
     Raises:
-        ConfigError: the network has no down blocks.
+        ConfigError: the network does not show its features.
     """
-    network = model.network.network if isinstance(model.network, MicroBatched) else model.network
-    blocks = getattr(getattr(network, "module", None), "down_blocks", None)
-    if not isinstance(blocks, nn.ModuleList):
-        raise ConfigError(f"{model.name} has no down blocks, whose features are measured here; use a UNet2DModel")
-    found: list[Tensor] = []
-
-    def keep(_module: nn.Module, _given: object, output: tuple[Tensor, ...]) -> None:
-        found.append(output[0].double().mean((-2, -1)).cpu())
-
-    hooks = [block.register_forward_hook(keep) for block in blocks]
+    if model.features is None:
+        raise ConfigError(f"{model.name} does not show its features, which are measured here; use a UNet2DModel")
     level = model.schedule.level(min(TIMESTEP, len(model.schedule) - 1.0))
     x = model.codec.encode(pixels.to(model.device)) * level.signal
     t = torch.full((len(x),), level.t, device=model.device)
-    try:
-        with torch.no_grad():
-            network(x, t, model.condition())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.cat(found, dim=1).numpy()
+    with torch.no_grad():
+        found = model.features(x, t, model.condition())
+    return torch.cat([values.double().mean((-2, -1)).cpu() for values in found], dim=1).numpy()
 
 
 @dataclass(frozen=True)

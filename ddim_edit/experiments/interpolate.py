@@ -1,6 +1,6 @@
 """The DDIM paper's Figures 6 and 11 to 13: paths between latents, decoded, on a line and on a grid."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,20 +12,17 @@ from ddim_edit.experiments.base import Array, Cell, Experiment, Measure, Results
 from ddim_edit.experiments.charts import scale_of
 from ddim_edit.experiments.store import Store, picture_path
 from ddim_edit.images import read_picture
-from ddim_edit.interpolation import along, positions, slerp
+from ddim_edit.interpolation import How, along, positions
 from ddim_edit.latents import Latents
 from ddim_edit.metrics import mse
+from ddim_edit.mixing import corner_grid
 from ddim_edit.models.base import Model
 from ddim_edit.ode import OnStep
+from ddim_edit.pacing import gini
 from ddim_edit.plots import Chart, Curve
 from ddim_edit.recipe import Recipe
 from ddim_edit.sheets import sheet
 
-# (keys (K, C, h, w), positions (F,) in [0, K - 1]) -> (F, C, h, w). One line adds a path.
-PATHS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "slerp": lambda keys, where: along(keys, where, "slerp"),
-    "lerp": lambda keys, where: along(keys, where, "lerp"),
-}
 CORNERS = 4
 
 
@@ -34,7 +31,7 @@ class Plan:
     """Which paths to decode: through groups of neighbouring latents, in so many frames, as `recipe` says."""
 
     groups: Mapping[str, Tensor]
-    paths: Sequence[str]
+    paths: Sequence[How]
     frames: int
     recipe: Recipe
 
@@ -45,32 +42,15 @@ def groups_of(x: Tensor, names: Sequence[str], keys: int) -> dict[str, Tensor]:
     return {"-".join(names[start : start + keys]): x[start : start + keys] for start in starts}
 
 
-def grid_of(corners: Tensor, side: int) -> Tensor:
-    """Slerp between four latents (4, C, h, w): along both rows, then across (DDIM, appendix D.5).
-
-    Returns:
-        (side * side, C, h, w), row by row; the corners are the latents in reading order, bit for bit.
-    """
-    t = torch.linspace(0, 1, side, dtype=torch.float64)
-    top, bottom = slerp(corners[0], corners[1], t), slerp(corners[2], corners[3], t)
-    columns = [slerp(above, below, t) for above, below in zip(top, bottom, strict=True)]
-    return torch.stack(columns, dim=1).flatten(0, 1)
-
-
 def units(model: Model, plan: Plan, store: Store, show: int, batch: int) -> list[Unit]:
     """The work: every group by every path."""
-
-    def decoded(x: Tensor, on_step: OnStep) -> Tensor:
-        level = plan.recipe.grid[plan.recipe.grid.steps]
-        latents = Latents(x, level, model.space, plan.recipe.to_json())
-        parts = decode_in_batches(model, latents, plan.recipe, batch_size=batch, on_step=on_step)
-        return torch.cat([pictures for _, pictures in parts])
+    hows: Mapping[str, How] = {how: how for how in plan.paths}
 
     def measure(cell: Cell, names: Sequence[str], on_step: OnStep) -> list[Mapping[str, Value]]:
         (name,) = names
         keys, where = plan.groups[name], positions(len(plan.groups[name]), plan.frames)
-        x = PATHS[cell.setting["path"]](keys, where)
-        frames, ends = decoded(x, on_step), decoded(keys[[0, -1]], on_step)
+        x = along(keys, where, hows[cell.setting["path"]])
+        frames, ends = (_decoded(model, part, plan.recipe, batch, on_step) for part in (x, keys[[0, -1]]))
         if name in list(plan.groups)[:show]:
             store.keep({**cell.setting, "group": name}, {f"{number:04d}": frame for number, frame in enumerate(frames)})
         norms = x.double().square().mean((1, 2, 3)).sqrt() / keys.double().square().mean((1, 2, 3)).sqrt().mean()
@@ -88,7 +68,7 @@ def path_numbers(frames: Tensor, ends: Tensor, norms: Tensor) -> dict[str, Value
     return {
         "path_length": float(distances.sum()),
         "directness": float(mse(frames[:1], frames[-1:]).sqrt() / distances.sum()) if distances.any() else 1.0,
-        "smoothness": 1 - gini(distances),
+        "smoothness": 1 - gini(distances.tolist()),
         "largest_step": float(distances.max()) / median if median else float("inf"),
         "end_error": float((frames[[0, -1]] - ends).abs().max()),
         "norm_low": float(norms.min()),
@@ -98,24 +78,18 @@ def path_numbers(frames: Tensor, ends: Tensor, norms: Tensor) -> dict[str, Value
     }
 
 
-def gini(values: Array) -> float:
-    """Gini's coefficient of numbers that are not negative: 0 where all are equal."""
-    ordered, total = np.sort(values), float(values.sum())
-    rank = np.arange(1, len(values) + 1)
-    return float((2 * rank - len(values) - 1) @ ordered / (len(values) * total)) if total else 0.0
-
-
-def corner_grid(model: Model, corners: Tensor, side: int, recipe: Recipe, store: Store, on_step: OnStep) -> None:
+def decode_grid(model: Model, corners: Tensor, side: int, recipe: Recipe, store: Store, on_step: OnStep) -> None:
     """Decode the grid between four latents into the folder's pictures."""
     names = [f"{row:02d}-{column:02d}" for row in range(side) for column in range(side)]
 
-    def make(missing: list[str]) -> Tensor:
-        x = grid_of(corners, side)[[names.index(name) for name in missing]]
-        latents = Latents(x, recipe.grid[recipe.grid.steps], model.space, recipe.to_json())
-        parts = decode_in_batches(model, latents, recipe, batch_size=side, on_step=on_step)
-        return torch.cat([pictures for _, pictures in parts])
+    x = corner_grid(corners, side, side).flatten(0, 1)
+    store.pictures({"grid": str(side)}, names, lambda: _decoded(model, x, recipe, side, on_step))
 
-    store.pictures({"grid": str(side)}, names, make)
+
+def _decoded(model: Model, x: Tensor, recipe: Recipe, batch: int, on_step: OnStep) -> Tensor:
+    latents = Latents(x, recipe.grid[recipe.grid.steps], model.space, recipe.to_json())
+    parts = decode_in_batches(model, latents, recipe, batch_size=batch, on_step=on_step)
+    return torch.cat([pictures for _, pictures in parts])
 
 
 def _series(results: Results, name: str) -> Iterator[tuple[str, Array]]:

@@ -23,7 +23,8 @@ from ddim_edit.plots import Chart
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
 h1 { line-height: 1.2; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-.wide { overflow-x: auto; } img { max-width: 100%; } img.sheet { image-rendering: pixelated; border: 1px solid #ddd; }
+.wide { overflow-x: auto; } img { max-width: 100%; } img.chart { width: 38rem; }
+img.sheet { image-rendering: pixelated; border: 1px solid #ddd; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem; text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid #222; vertical-align: bottom; } tbody tr { border-bottom: 1px solid #eee; }

@@ -113,21 +113,23 @@ class Store:
             if not path.exists():
                 write_image(picture, path)
 
-    def pictures(self, place: Setting, names: Sequence[str], make: Callable[[list[str]], Tensor]) -> Tensor:
-        """The pictures of these names as the 8-bit files have them; `make` is called for those that are missing.
+    def pictures(self, place: Setting, names: Sequence[str], make: Callable[[], Tensor]) -> Tensor:
+        """The pictures of these names as the 8-bit files have them; made if one is missing.
+
+        All of them are made together then: the last bits of a picture depend on the batch that it was made in.
 
         Args:
             place: the setting that they belong to.
             names: one per picture.
-            make: names -> (B, 3, H, W) in [-1, 1].
+            make: gives (len(names), 3, H, W) in [-1, 1].
 
         Returns:
             (len(names), 3, H, W).
         """
-        paths = {name: picture_path(self.root, place, name) for name in names}
-        if missing := [name for name in names if not paths[name].exists()]:
-            self.keep(place, dict(zip(missing, make(missing), strict=True)))
-        return torch.stack([read_picture(path) for path in paths.values()])
+        paths = [picture_path(self.root, place, name) for name in names]
+        if not all(path.exists() for path in paths):
+            self.keep(place, dict(zip(names, make(), strict=True)))
+        return torch.stack([read_picture(path) for path in paths])
 
 
 def picture_path(root: Path, place: Setting, name: str) -> Path:

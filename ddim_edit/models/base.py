@@ -6,7 +6,7 @@ family it came from. No diffusers here, no files, no solver.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -119,6 +119,9 @@ def _select(condition: Condition | None, rows: Tensor) -> Condition | None:
     return replace(condition, tensors=tensors)
 
 
+Features = Callable[[Tensor, Tensor, Condition | None], Sequence[Tensor]]
+
+
 @dataclass(frozen=True)
 class Model:
     """A diffusion model, ready to encode and decode.
@@ -136,6 +139,8 @@ class Model:
         device: where the network lives.
         notes: what a user should be told once (a setting of the checkpoint that is not applied, say).
         facts: for `info`: parameters, precision, file format and the like.
+        features: what the network makes of x inside, as (x, t, condition) -> tensors (B, C', h', w') from fine to
+            coarse, or None where it does not show.
     """
 
     network: Network
@@ -150,6 +155,7 @@ class Model:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     notes: tuple[str, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
+    features: Features | None = None
 
     @classmethod
     def from_function(
