@@ -17,6 +17,13 @@ NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolati
 PATHS = "sphere splines interpolation mixing corrections pacing"
 VERBS = "recipe latents decoding inversion morphing"
 USES = "images sheets video files batch rendering"
+EXPERIMENTS = " ".join(
+    f"experiments.{name}"
+    for name in (
+        *("base", "charts", "store", "statistics", "tables", "report", "runner", "attributes", "features"),
+        *("reconstruct", "consistency", "eta_steps", "interpolate", "cycle", "trajectory"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,24 @@ TABLE = {
     "batch": May("errors images inversion decoding latents recipe models.base noise ode", "torch"),
     "demo": May(f"{NUMERICS} {VERBS} images sheets video plots", "torch", "skimage"),
     "doctor": May(f"{NUMERICS} {VERBS} video", "", "torch torchvision huggingface_hub"),
+    # Experiments: the six know the shared parts, which know none of the six
+    "experiments.base": May("ode plots", "numpy torch"),
+    "experiments.store": May("errors files images experiments.base", "torch"),
+    "experiments.statistics": May("experiments.base", "numpy", "scipy"),
+    "experiments.tables": May("experiments.base experiments.statistics"),
+    "experiments.report": May("plots experiments.base experiments.statistics experiments.tables"),
+    "experiments.runner": May(
+        "errors files images ode plots experiments.base experiments.report experiments.statistics experiments.store "
+        "experiments.tables"
+    ),
+    "experiments.charts": May("images plots sheets experiments.base experiments.store", "torch"),
+    "experiments.attributes": May("", "torch"),
+    "experiments.features": May("errors models.base experiments.base", "numpy torch"),
+    **{
+        f"experiments.{name}": May(f"{NUMERICS} {PATHS} {VERBS} {USES} plots {EXPERIMENTS}", "numpy torch")
+        for name in ("reconstruct", "consistency", "eta_steps", "interpolate", "cycle", "trajectory")
+    },
+    "experiments": May(EXPERIMENTS),
     # Faces: torch only inside functions, so that --help answers at once
     "cli.values": May("", "click"),
     "cli.options": May(f"{NUMERICS} {VERBS} {USES} cli.values", "click", "torch"),
@@ -82,7 +107,13 @@ TABLE = {
     ),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),
-    "cli": May("errors cli.about cli.demo cli.interpolate cli.photos cli.pictures", "click"),
+    "cli.conduct": May(
+        f"{NUMERICS} {VERBS} {USES} experiments {EXPERIMENTS} cli.options cli.run cli.values", "click", "torch"
+    ),
+    "cli.experiment": May(
+        f"{NUMERICS} experiments {EXPERIMENTS} cli.conduct cli.interpolate cli.options cli.values", "click"
+    ),
+    "cli": May("errors cli.about cli.demo cli.experiment cli.interpolate cli.photos cli.pictures", "click"),
     "__main__": May("cli"),
 }
 

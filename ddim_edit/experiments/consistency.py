@@ -73,17 +73,7 @@ def units(model: Model, denoiser: Denoiser, plan: Plan, store: Store, batch: int
         chosen = [list(seed_of).index(name) for name in names]
         targets, apart = (value[chosen] for value in reference(cell.setting["spacing"], on_step))
         found = pictures(cell.setting, names, on_step)
-        columns = {
-            "distance": mse(targets, found),
-            "between": apart,
-            "ssim": ssim(targets, found),
-            **attributes(found),
-            **{f"{name}_reference": values for name, values in attributes(targets).items()},
-        }
-        return [
-            dict(zip(columns, (float(value) for value in values), strict=True))
-            for values in zip(*columns.values(), strict=True)
-        ]
+        return _compared(targets, apart, found)
 
     cells = [
         Cell({"eta": eta, "spacing": spacing, "steps": str(steps)}, grid.steps)
@@ -92,6 +82,19 @@ def units(model: Model, denoiser: Denoiser, plan: Plan, store: Store, batch: int
         for steps, grid in grids.items()
     ]
     return units_of(cells, list(seed_of), batch, measure)
+
+
+def _compared(targets: Tensor, apart: Tensor, found: Tensor) -> list[Mapping[str, Value]]:
+    """What is measured of pictures (B, 3, H, W), given their references and how far those are from the other seeds'."""
+    columns = {
+        "distance": mse(targets, found),
+        "between": apart,
+        "ssim": ssim(targets, found),
+        **attributes(found),
+        **{f"{name}_reference": values for name, values in attributes(targets).items()},
+    }
+    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def _charts(results: Results) -> Iterator[Chart]:

@@ -1,7 +1,8 @@
 """The DDIM paper's Table 2: encode photos, decode them again, and measure what came back."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,8 +69,17 @@ def errors_of(photos: Tensor, back: Tensor) -> list[dict[str, float]]:
     return found
 
 
+def _slope(curve: Curve) -> str:
+    """How fast a curve falls from its first to its last point, on logarithmic axes; the paper's falls as S^-1.2."""
+    ends = [(curve.x[k], curve.y[k]) for k in (0, -1)]
+    if len(curve.x) < 2 or min(y for _, y in ends) <= 0:
+        return ""
+    (x0, y0), (x1, y1) = ends
+    return f", S^{math.log(y1 / y0) / math.log(x1 / x0):.2f}"
+
+
 def _charts(results: Results) -> Iterator[Chart]:
-    curves = against(results, "mse")
+    curves = [replace(curve, label=f"{curve.label}{_slope(curve)}") for curve in against(results, "mse")]
     steps = [float(value) for value in results.values("steps")]
     paper = [(s, PAPER_TABLE_2[int(s)]) for s in steps if int(s) in PAPER_TABLE_2]
     if paper:

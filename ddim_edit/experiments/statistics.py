@@ -46,13 +46,12 @@ def column(rows: Sequence[Row], name: str) -> Array:
     return np.array([float(row[name]) for row in rows])
 
 
-def interval(columns: Sequence[Array], statistic: Statistic, resamples: int = RESAMPLES) -> Interval:
+def interval(columns: Sequence[Array], statistic: Statistic) -> Interval:
     """A statistic of paired columns, with its interval at 95 % by the bootstrap (BCa) over images.
 
     Args:
         columns: (N,) each, N images.
         statistic: takes arrays (..., N) and gives (...).
-        resamples: fewer are drawn where N is so large that they would not fit.
 
     Returns:
         The interval; its ends are NaN for a single image or where the statistic is not finite.
@@ -67,7 +66,7 @@ def interval(columns: Sequence[Array], statistic: Statistic, resamples: int = RE
     if all((values == values[0]).all() for values in columns):
         return Interval(value, value, value)
     size = images * len(columns)
-    count = max(_FEWEST, min(resamples, int(_BUDGET / size)))
+    count = max(_FEWEST, min(RESAMPLES, int(_BUDGET / size)))
 
     def along_images(*given: Array, axis: int) -> Array:
         return statistic(*given)  # axis is always the last one

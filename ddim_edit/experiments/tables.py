@@ -91,7 +91,7 @@ def table_tex(experiment: Experiment, results: Results) -> str:
 
 
 def best_values(experiment: Experiment, results: Results) -> set[tuple[int, str]]:
-    """(number of the summary, measure) of the best of rival methods, wherever there are two or more."""
+    """(number of the summary, measure) of the best of rival methods, wherever they differ."""
     best: set[tuple[int, str]] = set()
     for measure in experiment.measures if experiment.method else ():
         blocks: dict[tuple[str, ...], list[tuple[float, int]]] = {}
@@ -100,7 +100,7 @@ def best_values(experiment: Experiment, results: Results) -> set[tuple[int, str]
                 sign = 1 if measure.better == "lower" else -1
                 place = tuple(found.setting[name] for name in _context(experiment))
                 blocks.setdefault(place, []).append((sign * found.found[measure.name].value, number))
-        best |= {(min(block)[1], measure.name) for block in blocks.values() if len(block) > 1}
+        best |= {(min(block)[1], measure.name) for block in blocks.values() if min(block)[0] < max(block)[0]}
     return best
 
 
