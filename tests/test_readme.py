@@ -35,7 +35,7 @@ def test_every_command_of_the_readme_runs(folder: Path) -> None:
         assert program == "ddim-edit", line
         quick = {"info": [], "decode": [], "sample": ["-n", "2", "--seeds", "0"]}.get(arguments[0], ["-n", "2"])
         if arguments[0] == "interpolate":
-            quick = ["-n", "2", "--frames", "3", "--overwrite"]
+            quick = ["-n", "2", "--frames", "3", "--pilot", "2", "--overwrite"]
         with pytest.raises(SystemExit) as stopped:
             main([*arguments, *quick])
         assert stopped.value.code == 0, (number, line)
