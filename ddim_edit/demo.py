@@ -12,7 +12,7 @@ from ddim_edit.inversion import encode
 from ddim_edit.latents import Latents
 from ddim_edit.metrics import Quality, compare
 from ddim_edit.models import Model, load_model
-from ddim_edit.morphing import morph
+from ddim_edit.morphing import Motion, morph
 from ddim_edit.noise import SeededNoise
 from ddim_edit.plots import error_figure, latent_figure
 from ddim_edit.sheets import sheet, strip
@@ -73,7 +73,7 @@ def _draw_morph(model: Model, latents: Latents, path: Path) -> str:
     from ddim_edit.errors import MissingExtraError
     from ddim_edit.video import check_video_path, write_video
 
-    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, grid=FRAME_STEPS)]
+    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, Motion(pace="none"), grid=FRAME_STEPS)]
     write_image(strip(frames[::2], scale=2), path)
     video = path.with_suffix(".mp4")
     try:
@@ -81,7 +81,7 @@ def _draw_morph(model: Model, latents: Latents, path: Path) -> str:
     except MissingExtraError:
         video = path.with_suffix(".webp")
     write_video(frames + frames[-2:0:-1], video, fps=8, scale=4)
-    return f"a morph through the photos by slerp between their latents; {video.name} shows it moving"
+    return f"a morph through the photos, on a spline through their latents; {video.name} shows it moving"
 
 
 def _draw_consistency(model: Model, x: Tensor, restored: Tensor, name: str, path: Path) -> str:

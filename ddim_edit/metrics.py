@@ -16,7 +16,7 @@ from torch import Tensor
 from ddim_edit.errors import ConfigError, NumericsError
 
 # What a good latent may show at most. A Gaussian has rms 1, excess kurtosis 0 and neighbour correlation 0.
-RMS_RANGE = (0.9, 1.1)
+RMS_RANGE = (0.93, 1.07)
 MAX_EXCESS_KURTOSIS = 0.5
 MAX_NEIGHBOUR_CORRELATION = 0.15
 

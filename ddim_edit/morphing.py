@@ -85,6 +85,8 @@ class Motion:
         ):
             if value not in known:
                 raise ConfigError(f"{name}={value!r} is not known; choose {', '.join(map(str, known))}")
+        if self.max_step is not None and not self.max_step > 0:
+            raise ConfigError(f"max_step={self.max_step:g}; choose a distance above 0")
         if self.max_step is not None and self.pace == "none":
             raise ConfigError(f"max_step={self.max_step:g} needs a distance to measure steps by; choose a pace")
 

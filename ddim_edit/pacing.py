@@ -248,7 +248,7 @@ def _bezier(s: NDArray[np.float64], first: float, second: float) -> NDArray[np.f
 
 def _shared(lengths: Sequence[float], steps: int, over: Over) -> list[int]:
     """How many of the steps each segment gets, every one at least one."""
-    if over == "segment":
+    if over == "segment" or not any(lengths):
         edges = np.linspace(0, steps, len(lengths) + 1).round()
         return np.diff(edges).astype(int).tolist()
     counts = np.ones(len(lengths), dtype=int)

@@ -39,7 +39,7 @@ def spline(keys: Tensor, u: Tensor, how: Spline, *, closed: bool = False) -> Ten
     T_i = (log q_(i+1) - log q_(i-1)) / 2.
 
     Args:
-        keys: (N, C, h, w), N >= 2, none of them zero.
+        keys: (N, C, h, w), none of them zero; N >= 2, and N >= 3 on a closed path.
         u: (F,) positions in [0, N - 1], or in [0, N] on a closed path; float64 on the CPU.
         how: `squad` or `catmull-rom`.
         closed: whether the path goes on from the last key to the first.

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -32,13 +32,6 @@ class Setup:
     output: Path
     show: int
     dry_run: bool
-
-    @property
-    def store(self) -> "Store":
-        """The folder."""
-        from ddim_edit.experiments.store import Store
-
-        return Store(self.output)
 
 
 setup_options = options.packed(
@@ -114,14 +107,27 @@ methods_options = options.packed(
 )
 
 
-def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every experiment."""
-    for decorate in (
-        options.running_options,
-        setup_options,
-        options.model_options,
-        options.condition_options,
-    ):
+@dataclass(frozen=True)
+class Common:
+    """What every experiment is given."""
+
+    condition: options.Condition
+    choice: options.ModelChoice
+    setup: Setup
+    running: options.Running
+
+    @property
+    def store(self) -> "Store":
+        """The folder."""
+        from ddim_edit.experiments.store import Store
+
+        return Store(self.setup.output)
+
+
+def common_options(command: options.Command) -> options.Command:
+    """The options of every experiment, handed over as one `common`."""
+    packs = options.running_options, setup_options, options.model_options, options.condition_options
+    for decorate in (options.packed("common", Common), *packs):
         command = decorate(command)
     return command
 
@@ -153,10 +159,11 @@ class Job:
     extra: int = 0
 
 
-def carry_out(job: Job, setup: Setup, running: options.Running) -> int:
+def carry_out(job: Job, common: Common) -> int:
     """Run what is not done yet, render the folder, and give the exit code."""
     from ddim_edit import experiments
 
+    setup, running = common.setup, common.running
     total = sum(unit.cost for unit in job.units) + job.extra
     click.echo(f"{job.experiment.name}: {total} steps, counted picture by picture", err=True)
     if setup.dry_run:

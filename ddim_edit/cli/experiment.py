@@ -29,10 +29,7 @@ def reconstruct(
     *,
     source: options.Source,
     methods: conduct.Methods,
-    condition: options.Condition,
-    choice: options.ModelChoice,
-    setup: conduct.Setup,
-    running: options.Running,
+    common: conduct.Common,
 ) -> int:
     """Table 2: encode PHOTOS and decode them again, by numbers of steps, solvers and spacings.
 
@@ -42,15 +39,14 @@ def reconstruct(
     from ddim_edit.experiments.reconstruct import EXPERIMENT, units
 
     found = source.find()
-    store = setup.store
-    model = choice.load()
-    chosen = methods.build(model, condition)
+    store, model = common.store, common.choice.load()
+    chosen = methods.build(model, common.condition)
     photos, failures = conduct.read_photos(source, found, model)
-    work = units(model, photos, chosen, store, setup.show, source.batch_size)
+    work = units(model, photos, chosen, store, common.setup.show, source.batch_size)
     images = [{"name": record.name, **record.source} for record in photos.records]
     grids = {" ".join(method.setting.values()): method.recipe.grid for method in chosen}
     job = conduct.Job(EXPERIMENT, store, model, work, images, grids, failures)
-    return conduct.carry_out(job, setup, running)
+    return conduct.carry_out(job, common)
 
 
 @experiment.command()
@@ -60,17 +56,14 @@ def reconstruct(
 @conduct.spacings_option
 @options.batch_option
 @conduct.common_options
-def consistency(  # noqa: PLR0913
+def consistency(
     *,
     seeds: list[int],
     steps_list: list[int],
     etas: list[str],
     spacings: list[str],
     batch_size: int,
-    condition: options.Condition,
-    choice: options.ModelChoice,
-    setup: conduct.Setup,
-    running: options.Running,
+    common: conduct.Common,
 ) -> int:
     """Figure 5: the same x_T decoded with different numbers of steps, eta and spacing.
 
@@ -83,14 +76,13 @@ def consistency(  # noqa: PLR0913
         raise click.UsageError(
             "Consistency compares with eta 0 and with other seeds; give two --seeds, and 0 in --etas."
         )
-    store = setup.store
-    model = choice.load()
+    store, model = common.store, common.choice.load()
     grids = {spacing: conduct.grids_of(model.schedule, spacing, steps_list) for spacing in spacings}
     plan = Plan(grids, conduct.solvers_of(etas), seeds)
-    work = units(model, condition.denoiser(model), plan, store, batch_size)
+    work = units(model, common.condition.denoiser(model), plan, store, batch_size)
     listed = {f"{spacing} {steps}": grid for spacing in grids for steps, grid in grids[spacing].items()}
     job = conduct.Job(EXPERIMENT, store, model, work, conduct.seed_images(seeds), listed)
-    return conduct.carry_out(job, setup, running)
+    return conduct.carry_out(job, common)
 
 
 @experiment.command()
@@ -101,7 +93,7 @@ def consistency(  # noqa: PLR0913
 @conduct.spacings_option
 @click.option("--export", "count", type=click.IntRange(1), help="Also write N samples a setting as .npz (FID: 50000).")
 @conduct.common_options
-def eta_steps(  # noqa: PLR0913
+def eta_steps(
     *,
     source: options.Source,
     seeds: list[int],
@@ -109,10 +101,7 @@ def eta_steps(  # noqa: PLR0913
     etas: list[str],
     spacings: list[str],
     count: int | None,
-    condition: options.Condition,
-    choice: options.ModelChoice,
-    setup: conduct.Setup,
-    running: options.Running,
+    common: conduct.Common,
 ) -> int:
     """Table 1 and Figure 3: samples by eta and number of steps, against reference PHOTOS; .npz files for FID tools.
 
@@ -124,24 +113,23 @@ def eta_steps(  # noqa: PLR0913
     if len(spacings) != 1 or len(seeds) < 2:
         raise click.UsageError("The grid of eta and steps takes one of --spacings, and two --seeds or more.")
     found = source.find()
-    store = setup.store
-    model = choice.load()
+    store, model = common.store, common.choice.load()
     grids = conduct.grids_of(model.schedule, spacings[0], steps_list)
     plan = Plan(grids, conduct.solvers_of(etas), seeds)
     photos, failures = conduct.read_photos(source, found, model)
-    denoiser = condition.denoiser(model)
-    work = units(model, denoiser, plan, photos.pixels, store, show=setup.show, batch=source.batch_size)
+    denoiser = common.condition.denoiser(model)
+    work = units(model, denoiser, plan, photos.pixels, store, show=common.setup.show, batch=source.batch_size)
     images = [*conduct.seed_images(seeds), *({"name": record.name, **record.source} for record in photos.records)]
     named = {f"{spacings[0]} {steps}": grid for steps, grid in grids.items()}
 
     def after(on_step: "OnStep") -> None:
         if count:
-            folder = setup.output / "samples"
+            folder = common.setup.output / "samples"
             export(model, denoiser, plan, folder, count=count, batch=source.batch_size, on_step=on_step)
 
     extra = (count or 0) * sum(cell.steps for cell in plan.cells)
     job = conduct.Job(EXPERIMENT, store, model, work, images, named, failures, after, extra)
-    return conduct.carry_out(job, setup, running)
+    return conduct.carry_out(job, common)
 
 
 @experiment.command()
@@ -153,7 +141,7 @@ def eta_steps(  # noqa: PLR0913
 @click.option("--grid-side", type=click.IntRange(2), default=7, show_default=True, help="Of the grid between four.")
 @options.batch_option
 @conduct.common_options
-def interpolate(  # noqa: PLR0913
+def interpolate(
     *,
     seeds: list[int],
     grid: options.GridChoice,
@@ -162,10 +150,7 @@ def interpolate(  # noqa: PLR0913
     frames: int,
     grid_side: int,
     batch_size: int,
-    condition: options.Condition,
-    choice: options.ModelChoice,
-    setup: conduct.Setup,
-    running: options.Running,
+    common: conduct.Common,
 ) -> int:
     """Figures 6 and 11 to 13: paths between neighbouring seeds (0 and 1, 2 and 3, ...), and the grid between four.
 
@@ -177,12 +162,11 @@ def interpolate(  # noqa: PLR0913
 
     if len(seeds) < keys or frames < keys:
         raise click.UsageError(f"A path through {keys} latents needs as many --seeds and --frames; give more.")
-    store = setup.store
-    model = choice.load()
-    recipe = options.Method("ddim", "explicit").recipe(model, grid.build(model.schedule), condition)
+    store, model = common.store, common.choice.load()
+    recipe = options.Method("ddim", "explicit").recipe(model, grid.build(model.schedule), common.condition)
     x = gaussian(seeds, model.shape)
     plan = Plan(groups_of(x, [f"seed{seed:04d}" for seed in seeds], keys), paths, frames, recipe)  # pyright: ignore[reportArgumentType]
-    work = units(model, plan, store, setup.show, batch_size)
+    work = units(model, plan, store, common.setup.show, batch_size)
 
     def after(on_step: "OnStep") -> None:
         if len(seeds) >= CORNERS:
@@ -191,7 +175,7 @@ def interpolate(  # noqa: PLR0913
     extra = grid_side**2 * recipe.grid.steps * (len(seeds) >= CORNERS)
     images, named = conduct.seed_images(seeds), {recipe.grid.spacing: recipe.grid}
     job = conduct.Job(EXPERIMENT, store, model, work, images, named, (), after, extra)
-    return conduct.carry_out(job, setup, running)
+    return conduct.carry_out(job, common)
 
 
 @experiment.command()
@@ -204,21 +188,17 @@ def cycle(
     seeds: list[int],
     methods: conduct.Methods,
     batch_size: int,
-    condition: options.Condition,
-    choice: options.ModelChoice,
-    setup: conduct.Setup,
-    running: options.Running,
+    common: conduct.Common,
 ) -> int:
     """From x_T to a picture and back: how much of the noise returns, by numbers of steps, solvers and spacings."""
     from ddim_edit.experiments.cycle import EXPERIMENT, units
 
-    store = setup.store
-    model = choice.load()
-    chosen = methods.build(model, condition)
+    store, model = common.store, common.choice.load()
+    chosen = methods.build(model, common.condition)
     grids = {" ".join(method.setting.values()): method.recipe.grid for method in chosen}
     work = units(model, seeds, chosen, batch_size)
     job = conduct.Job(EXPERIMENT, store, model, work, conduct.seed_images(seeds), grids)
-    return conduct.carry_out(job, setup, running)
+    return conduct.carry_out(job, common)
 
 
 @experiment.command()
@@ -233,22 +213,18 @@ def trajectory(
     grid: options.GridChoice,
     randomness: options.Randomness,
     batch_size: int,
-    condition: options.Condition,
-    choice: options.ModelChoice,
-    setup: conduct.Setup,
-    running: options.Running,
+    common: conduct.Common,
 ) -> int:
     """Watch runs on their way: "current x" beside "predicted x0", as panels and as an animation."""
     from ddim_edit.experiments.trajectory import EXPERIMENT, units
     from ddim_edit.solvers import Ddim
 
-    store = setup.store
-    model = choice.load()
+    store, model = common.store, common.choice.load()
     levels = grid.build(model.schedule)
-    solver, denoiser = randomness.solver() or Ddim(), condition.denoiser(model)
-    work = units(model, denoiser, seeds, levels, solver, store, show=setup.show, batch=batch_size)
+    solver, denoiser = randomness.solver() or Ddim(), common.condition.denoiser(model)
+    work = units(model, denoiser, seeds, levels, solver, store, show=common.setup.show, batch=batch_size)
     job = conduct.Job(EXPERIMENT, store, model, work, conduct.seed_images(seeds), {levels.spacing: levels})
-    return conduct.carry_out(job, setup, running)
+    return conduct.carry_out(job, common)
 
 
 @experiment.command()

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ddim_edit.denoiser import Denoiser
 from ddim_edit.experiments.attributes import roughness
 from ddim_edit.experiments.base import Cell, Experiment, Measure, Results, Sheet, Unit, Value, units_of
 from ddim_edit.experiments.charts import against, blocks, picture_sheet
-from ddim_edit.experiments.features import Whitening, encoder_features, frechet_from_reference, names_of
+from ddim_edit.experiments.features import Whitening, encoder_features, frechet_from_reference, names_of, require_enough
 from ddim_edit.experiments.store import Store
 from ddim_edit.files import atomic
 from ddim_edit.grid import Grid
@@ -59,15 +60,18 @@ def units(
     """The work: every seed at every eta and number of steps; `photos` (N, 3, H, W) are the reference."""
     seed_of = {f"seed{seed:05d}": seed for seed in plan.seeds}
     shown = list(seed_of)[:show]
-    starts = range(0, len(photos), batch)
-    whitening = Whitening.of(np.concatenate([encoder_features(model, photos[s : s + batch]) for s in starts]))
+    require_enough(len(photos))
+
+    @cache
+    def whitening() -> Whitening:
+        return Whitening.of(np.concatenate([encoder_features(model, part) for part in photos.split(batch)]))
 
     def measure(cell: Cell, names: Sequence[str], on_step: OnStep) -> list[Mapping[str, Value]]:
         grid, solver = plan.grids[int(cell.setting["steps"])], plan.etas[cell.setting["eta"]]
         seeds = [seed_of[name] for name in names]
         found = sample(model, seeds, grid=grid, solver=solver, denoiser=denoiser, on_step=on_step).clamp(-1, 1)
         store.keep(cell.setting, {n: picture for n, picture in zip(names, found, strict=True) if n in shown})
-        features = whitening(encoder_features(model, found))
+        features = whitening()(encoder_features(model, found))
         rough, contrast = roughness(found), found.double().std((1, 2, 3))
         return [
             {"roughness": float(r), "contrast": float(c), **dict(zip(names_of(), map(float, row), strict=True))}

@@ -57,8 +57,7 @@ class Whitening:
         Raises:
             ConfigError: fewer photos than twice the components.
         """
-        if len(features) < 2 * COMPONENTS:
-            raise ConfigError(f"{len(features)} reference photos; {2 * COMPONENTS} or more are needed for statistics")
+        require_enough(len(features))
         mean = features.mean(0)
         _, sizes, directions = np.linalg.svd(features - mean, full_matrices=False)
         kept = min(COMPONENTS, int((sizes > sizes[0] * 1e-9).sum()))
@@ -68,6 +67,12 @@ class Whitening:
     def __call__(self, features: Array) -> Array:
         """(N, D) -> (N, K)."""
         return (features - self.mean) @ self.components.T
+
+
+def require_enough(photos: int) -> None:
+    """Refuse to whiten by fewer reference photos than twice the components."""
+    if photos < 2 * COMPONENTS:
+        raise ConfigError(f"{photos} reference photos; {2 * COMPONENTS} or more are needed for statistics")
 
 
 def frechet_from_reference(*columns: Array) -> Array:
