@@ -16,6 +16,8 @@ from ddim_edit.noise import gaussian
 from ddim_edit.ode import OnStep
 from ddim_edit.plots import Chart
 
+LIMIT = 1.0  # what `encode` takes at most; pictures beyond are cut off, and not rounded
+
 
 def units(model: Model, seeds: Sequence[int], methods: Sequence[Method], batch: int) -> list[Unit]:
     """The work: every seed by every method."""
@@ -26,13 +28,12 @@ def units(model: Model, seeds: Sequence[int], methods: Sequence[Method], batch: 
         recipe = recipes[tuple(cell.setting.values())]
         start = gaussian([seed_of[name] for name in names], model.shape)
         made = sample(model, start, grid=recipe.grid, solver=recipe.solver, denoiser=recipe.denoiser, on_step=on_step)
-        # What leaves [-1, 1] is no photo: it is cut off, as it would be in any file, but not rounded.
-        part = PhotoBatch([PhotoRecord(name) for name in names], made.clamp(-1, 1))
+        part = PhotoBatch([PhotoRecord(name) for name in names], made.clamp(-LIMIT, LIMIT))
         (encoded,) = encode_photos(model, [part], recipe, check=False, on_step=on_step)
         x, y = (value.double().flatten(1) for value in (start, encoded.latents.x))
         error = (y - x).norm(dim=1) / x.norm(dim=1)
         cosine = torch.nn.functional.cosine_similarity(x, y)
-        clipped = (made.abs() > 1).double().mean((1, 2, 3))
+        clipped = (made.abs() > LIMIT).double().mean((1, 2, 3))
         return [
             {
                 "relative_error": float(error[row]),
@@ -59,8 +60,8 @@ EXPERIMENT = Experiment(
     title="From noise to a picture and back to noise",
     text=(
         "Each x_T is decoded in S steps and the picture encoded again in S steps. An exact inverse would return the "
-        "same x_T; what is lost here never shows in the error of a photo's round trip. Pictures are clamped to "
-        "[-1, 1] in between, and not rounded."
+        "same x_T; what is lost here never shows in the error of a photo's round trip. Pictures are cut off at "
+        f"{LIMIT:g} in between, and not rounded: read the errors beside the share that was clipped."
     ),
     settings=("solver", "inverse", "spacing", "steps"),
     columns=("relative_error", "cosine", "clipped", "rms", "neighbour_correlation"),
@@ -71,7 +72,7 @@ EXPERIMENT = Experiment(
         Measure(
             "neighbour_correlation", "neighbour r", "correlation of neighbouring entries of x_T'; a Gaussian has 0"
         ),
-        Measure("clipped", "clipped", "share of the picture's values that left [-1, 1]", shown=False),
+        Measure("clipped", "clipped", "share of the picture's values that were cut off, which no inverse can return"),
     ),
     charts=_charts,
     method=("solver", "inverse", "spacing"),
