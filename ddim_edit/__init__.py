@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ddim_edit.decoding import decode as decode
-    from ddim_edit.decoding import morph as morph
     from ddim_edit.decoding import sample as sample
+    from ddim_edit.decoding import seed_latents as seed_latents
     from ddim_edit.denoiser import Condition as Condition
     from ddim_edit.denoiser import Denoiser as Denoiser
     from ddim_edit.denoiser import MapX0 as MapX0
@@ -38,9 +38,17 @@ if TYPE_CHECKING:
     from ddim_edit.latents import Latents as Latents
     from ddim_edit.metrics import compare as compare
     from ddim_edit.metrics import latent_health as latent_health
+    from ddim_edit.mixing import analogy as analogy
+    from ddim_edit.mixing import corner_grid as corner_grid
+    from ddim_edit.mixing import karcher_mean as karcher_mean
+    from ddim_edit.mixing import lol as lol
     from ddim_edit.models import load_model as load_model
     from ddim_edit.models.base import Codec as Codec
     from ddim_edit.models.base import Model as Model
+    from ddim_edit.morphing import Morph as Morph
+    from ddim_edit.morphing import Motion as Motion
+    from ddim_edit.morphing import morph as morph
+    from ddim_edit.morphing import plan_morph as plan_morph
     from ddim_edit.noise import gaussian as gaussian
     from ddim_edit.ode import Step as Step
     from ddim_edit.ode import integrate as integrate
@@ -58,7 +66,7 @@ if TYPE_CHECKING:
     from ddim_edit.video import write_video as write_video
 
 _HOMES = {
-    "decoding": ("decode", "morph", "sample"),
+    "decoding": ("decode", "sample", "seed_latents"),
     "denoiser": ("Condition", "Denoiser", "MapX0", "Prediction", "PredictionType", "clip", "dynamic_threshold"),
     "errors": ("DdimEditError",),
     "evaluation": ("evaluate_model",),
@@ -68,8 +76,10 @@ _HOMES = {
     "inversion": ("advice", "encode"),
     "latents": ("Latents",),
     "metrics": ("compare", "latent_health"),
+    "mixing": ("analogy", "corner_grid", "karcher_mean", "lol"),
     "models": ("load_model",),
     "models.base": ("Codec", "Model"),
+    "morphing": ("Morph", "Motion", "morph", "plan_morph"),
     "noise": ("gaussian",),
     "ode": ("Step", "integrate", "walk"),
     "schedule": ("Level", "NoiseSchedule"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddim_edit.decoding import morph, sample
+from ddim_edit.decoding import sample
 from ddim_edit.errors import MissingExtraError
 from ddim_edit.grid import Grid
 from ddim_edit.images import read_image, write_image
@@ -15,6 +15,7 @@ from ddim_edit.inversion import default_grid, round_trip
 from ddim_edit.latents import Latents
 from ddim_edit.metrics import Quality, compare
 from ddim_edit.models import Model, load_model
+from ddim_edit.morphing import Motion, morph
 from ddim_edit.noise import SeededNoise
 from ddim_edit.plots import error_figure, latent_figure
 from ddim_edit.recipe import Recipe
@@ -84,11 +85,11 @@ def _draw_reconstruction(
 
 
 def _draw_morph(model: Model, latents: Latents, path: Path) -> str:
-    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, grid=FRAME_STEPS)]
+    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, Motion(pace="none"), grid=FRAME_STEPS)]
     write_image(strip(frames[::2], scale=2), path)
     video = _video_path(path)
     write_video(frames + frames[-2:0:-1], video, fps=8, scale=4)
-    return f"a morph through the photos by slerp between their latents; {video.name} shows it moving"
+    return f"a morph through the photos, on a spline through their latents; {video.name} shows it moving"
 
 
 def _video_path(picture: Path) -> Path:

@@ -159,6 +159,12 @@ def write_image(pixels: Tensor, path: str | Path, *, metadata: Mapping[str, str]
         image.save(temporary, format="PNG", pnginfo=texts)
 
 
+def read_picture(path: str | Path) -> Tensor:
+    """Read a picture that `write_image` wrote, as it is: (3, H, W), float32, [-1, 1]; errors as `read_image`."""
+    with _opened(Path(path)) as image:
+        return to_tensor(np.array(image.convert("RGB")))
+
+
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Read the text chunks of a PNG; other kinds of pictures have none, and what is no picture is an ImageError."""
     with _opened(Path(path)) as image:

@@ -100,7 +100,7 @@ def round_trip(
     )
     with torch.no_grad():
         found = recipe.inverse.run(task)
-    latents = _with_health(_latents(model, recipe, found))
+    latents = with_health(_latents(model, recipe, found))
     restored = found.restored
     if check and restored is None:
         restored = decode(
@@ -143,6 +143,15 @@ def with_quality(latents: Latents, pixels: Tensor, restored: Tensor) -> Latents:
     return replace(latents, photos=photos)
 
 
+def with_health(latents: Latents) -> Latents:
+    """Latents with statistics in their records, where they are whole; see `metrics.latent_health`."""
+    if not latents.whole:
+        return latents
+    health = latent_health(latents.x)
+    photos = tuple(replace(record, health=h) for record, h in zip(latents.photos, health, strict=True))
+    return replace(latents, photos=photos)
+
+
 def advice(record: PhotoRecord) -> list[str]:
     """What a user should know about an encoded photo: one line per problem, with the remedy; empty when all is well."""
     lines: list[str] = []
@@ -159,14 +168,6 @@ def advice(record: PhotoRecord) -> list[str]:
     if record.health and (line := health_advice(record.health)):
         lines.append(line)
     return lines
-
-
-def _with_health(latents: Latents) -> Latents:
-    if not latents.whole:
-        return latents
-    health = latent_health(latents.x)
-    photos = tuple(replace(record, health=h) for record, h in zip(latents.photos, health, strict=True))
-    return replace(latents, photos=photos)
 
 
 def _check_pixels(model: Model, pixels: Tensor) -> None:

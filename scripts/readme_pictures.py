@@ -30,8 +30,8 @@ def main(out: Path) -> None:
     sheet = de.sheet(tiles, row_titles=PHOTOS, column_titles=titles, captions=captions, scale=2)
     de.write_image(sheet, out / "reconstruction.png")
 
-    loop = de.Latents.join([latents, latents.select([0])])
-    de.write_video(list(de.morph(model, loop, 37, grid=20))[:-1], out / "morph.webp", fps=12, scale=3)
+    loop = de.morph(model, latents, 36, de.Motion(loop="closed", endpoints="exact"), photos=photos, grid=20)
+    de.write_video(loop, out / "morph.webp", fps=12, scale=3)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,16 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # Short names: inside `ddim_edit`. `at_top` are third-party packages that load with the module, `inside` those that
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
-VERBS = "recipe latents decoding inversion"
-USES = "images sheets video files batch datasets evaluation"
+PATHS = "sphere splines interpolation mixing corrections pacing"
+VERBS = "recipe latents decoding inversion morphing"
+USES = "images sheets video files batch rendering datasets evaluation"
+EXPERIMENTS = " ".join(
+    f"experiments.{name}"
+    for name in (
+        *("base", "charts", "store", "statistics", "tables", "report", "runner", "attributes", "features"),
+        *("reconstruct", "consistency", "eta_steps", "interpolate", "cycle", "trajectory"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,12 @@ TABLE = {
     "grid": May("errors schedule", "numpy"),
     "noise": May("errors", "numpy torch"),
     "metrics": May("errors", "torch", "skimage"),
-    "interpolation": May("errors", "numpy torch"),
+    "sphere": May("errors", "numpy torch"),
+    "splines": May("sphere", "numpy torch", "scipy"),
+    "interpolation": May("errors sphere splines", "numpy torch"),
+    "mixing": May("errors sphere interpolation", "torch"),
+    "corrections": May("errors", "numpy torch"),
+    "pacing": May("errors metrics", "numpy torch", "scipy"),
     "denoiser": May("errors schedule", "torch"),
     "variational": May("schedule", "numpy torch"),
     "solvers.base": May("denoiser grid", "torch"),
@@ -60,11 +73,13 @@ TABLE = {
     "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
     "recipe": May("errors grid denoiser solvers models.base latents", ""),
-    "decoding": May(
-        "errors grid denoiser noise solvers solvers.base ode interpolation models.base latents recipe", "torch"
-    ),
+    "decoding": May("errors grid denoiser noise solvers solvers.base ode models.base latents recipe", "torch"),
     "inversion": May("errors grid denoiser solvers ode metrics models.base latents recipe decoding", "torch"),
+    "morphing": May(
+        "errors grid ode interpolation corrections pacing models.base latents recipe decoding inversion", "torch"
+    ),
     # Uses
+    "rendering": May("errors files grid ode images models.base latents morphing", "numpy torch PIL", "safetensors"),
     "batch": May("errors images inversion decoding latents recipe models.base noise ode", "torch"),
     "datasets": May("errors images batch", "numpy torch"),
     "evaluation": May("errors denoiser models.base noise schedule variational", "torch"),
@@ -96,6 +111,24 @@ TABLE = {
     "training": May("training.config training.loop"),
     "demo": May(f"{NUMERICS} {VERBS} images sheets video plots", "torch", "skimage"),
     "doctor": May(f"{NUMERICS} {VERBS} video", "", "torch torchvision huggingface_hub"),
+    # Experiments: the six know the shared parts, which know none of the six
+    "experiments.base": May("ode plots", "numpy torch"),
+    "experiments.store": May("errors files images experiments.base", "torch"),
+    "experiments.statistics": May("experiments.base", "numpy", "scipy"),
+    "experiments.tables": May("experiments.base experiments.statistics"),
+    "experiments.report": May("plots experiments.base experiments.statistics experiments.tables"),
+    "experiments.runner": May(
+        "errors files images ode plots experiments.base experiments.report experiments.statistics experiments.store "
+        "experiments.tables"
+    ),
+    "experiments.charts": May("images plots sheets experiments.base experiments.store", "torch"),
+    "experiments.attributes": May("", "torch"),
+    "experiments.features": May("errors models.base experiments.base", "numpy torch"),
+    **{
+        f"experiments.{name}": May(f"{NUMERICS} {PATHS} {VERBS} {USES} plots {EXPERIMENTS}", "numpy torch")
+        for name in ("reconstruct", "consistency", "eta_steps", "interpolate", "cycle", "trajectory")
+    },
+    "experiments": May(EXPERIMENTS),
     # Faces: torch only inside functions, so that --help answers at once
     "cli.values": May("", "click"),
     "cli.options": May(f"{NUMERICS} {VERBS} {USES} cli.values", "click", "torch"),
@@ -106,9 +139,22 @@ TABLE = {
     "cli.training": May(
         "errors datasets training training.config training.loop cli.options cli.run cli.values", "click", "torch tqdm"
     ),
+    "cli.film": May(f"{PATHS} {VERBS} {USES} cli.options cli.run", "click", "torch"),
+    "cli.interpolate": May(
+        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.film cli.options cli.run cli.values", "click", "torch"
+    ),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),
-    "cli": May("errors cli.about cli.demo cli.evaluation cli.photos cli.pictures cli.training", "click"),
+    "cli.conduct": May(
+        f"{NUMERICS} {VERBS} {USES} experiments {EXPERIMENTS} cli.options cli.run cli.values", "click", "torch"
+    ),
+    "cli.experiment": May(
+        f"{NUMERICS} experiments {EXPERIMENTS} cli.conduct cli.interpolate cli.options cli.values", "click"
+    ),
+    "cli": May(
+        "errors cli.about cli.demo cli.evaluation cli.experiment cli.interpolate cli.photos cli.pictures cli.training",
+        "click",
+    ),
     "__main__": May("cli"),
 }
 

@@ -281,6 +281,23 @@ CASES = {
     "fit for latents": Case(
         f"interpolate {{model_latents}} {{model_latents}} --fit pad -o {{out}}/m.webp {M}", 2, "these are latents"
     ),
+    "loop and boomerang": Case(f"{MORPH} --loop --boomerang", 2, "give one"),
+    "unknown curve": Case(f"{MORPH} --ease bouncy", 2, "--ease bouncy is not known; choose linear"),
+    "curve of words": Case(f"{MORPH} --ease 0,a,1,1", 2, "is no curve; write a name"),
+    "curve beyond the keys": Case(f"{MORPH} --ease 0,2,1,1 --model nonesuch", 1, "is no curve between two keys"),
+    "odd boomerang": Case(f"{MORPH} --boomerang --frames 9 --model nonesuch", 1, "even number; choose 10"),
+    "steps without a distance": Case(f"{MORPH} --pace none --max-step 1 --model nonesuch", 1, "needs a distance"),
+    "step of 0": Case(f"{MORPH} --max-step 0 --model nonesuch", 1, "choose a distance above 0"),
+    "exact latents": Case(
+        "interpolate {model_latents} {model_latents} --endpoints exact -o {out}/m.webp --model nonesuch",
+        2,
+        "needs the photos themselves",
+    ),
+    "eta of photos": Case(f"{MORPH} --eta 0.5 --model nonesuch", 2, "Photos are encoded at eta 0; give --seeds"),
+    "photos and seeds": Case(f"{MORPH} --seeds 0-3 --model nonesuch", 2, "or --seeds instead of them"),
+    "neither photos nor seeds": Case("interpolate -o {out}/m.webp --model nonesuch", 2, "or --seeds instead of them"),
+    "format of another suffix": Case(f"{MORPH} --format gif --model nonesuch", 2, "do not agree"),
+    "frames with a suffix": Case(f"{MORPH} --format png --model nonesuch", 2, "use --format apng"),
     # Output
     "output below a file": Case(f"encode {{a}} -o {{text}}/sub {M}", 1, "cannot write into"),
     "samples below a file": Case(f"sample --seeds 0 -o {{text}} {M}", 1, "cannot write into"),

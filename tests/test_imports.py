@@ -38,19 +38,11 @@ for arguments in {arguments}:
 
 
 def test_help_of_every_command_loads_nothing_heavy():
-    commands = (
-        "demo",
-        "encode",
-        "decode",
-        "roundtrip",
-        "interpolate",
-        "sample",
-        "train",
-        "evaluate-model",
-        "info",
-        "doctor",
-    )
-    arguments = [["--help"], ["--version"], *([command, "--help"] for command in commands)]
+    commands = ("demo", "encode", "decode", "roundtrip", "interpolate", "sample", "experiment")
+    commands += ("train", "evaluate-model", "info", "doctor")
+    experiments = ("reconstruct", "consistency", "eta-steps", "interpolate", "cycle", "trajectory", "render")
+    nested = [["experiment", name, "--help"] for name in experiments]
+    arguments = [["--help"], ["--version"], *([command, "--help"] for command in commands), *nested]
     loaded = loaded_by(RUN.format(arguments=arguments))
     assert "click" in loaded
     assert not loaded & HEAVY

@@ -290,16 +290,26 @@ class Source:
 batch_option = click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures at once."
 )
-photo_options = packed(
-    "source",
-    Source,
-    click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path)),
-    click.option(
-        "--fit", type=click.Choice(FITS), default=FITS[0], show_default=True, help="How photos get the model's shape."
-    ),
-    click.option("--limit", type=click.IntRange(1), help="Only the first N photos."),
-    batch_option,
-)
+
+
+def _photo_options(*, required: bool) -> Decorator[Any]:
+    return packed(
+        "source",
+        Source,
+        click.argument("photos", nargs=-1, required=required, type=click.Path(path_type=Path)),
+        click.option(
+            "--fit",
+            type=click.Choice(FITS),
+            default=FITS[0],
+            show_default=True,
+            help="How photos get the model's shape.",
+        ),
+        click.option("--limit", type=click.IntRange(1), help="Only the first N photos."),
+        batch_option,
+    )
+
+
+photo_options, optional_photo_options = _photo_options(required=True), _photo_options(required=False)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable lines on stdout.")

@@ -42,6 +42,21 @@ class UNet2DNetwork:
         out = self.module(x.to(self.dtype), t, class_labels=labels, return_dict=False)[0]
         return out.to(x.dtype)
 
+    def features(self, x: Tensor, t: Tensor, condition: Condition | None) -> list[Tensor]:
+        """What each down block puts out, from fine to coarse: (B, C', h', w') each."""
+        found: list[Tensor] = []
+
+        def keep(_block: torch.nn.Module, _given: object, out: tuple[Tensor, ...]) -> None:
+            found.append(out[0].to(x.dtype))
+
+        hooks = [block.register_forward_hook(keep) for block in self.module.down_blocks]
+        try:
+            self(x, t, condition)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
 
 def as_network(
     module: "UNet2DModel", dtype: torch.dtype, scheduler: Mapping[str, object], schedule: NoiseSchedule
@@ -106,6 +121,7 @@ def load(folder: Path, *, name: str, device: torch.device, dtype: torch.dtype) -
             "learned_sigma": module.config["out_channels"] == 2 * module.config["in_channels"],
             "scheduler": {key: value for key, value in scheduler.items() if key != "trained_betas"},
         },
+        features=UNet2DNetwork(module, dtype).features,
     )
 
 
