@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import ddim_edit as de
+from ddim_edit.images import to_tensor, to_uint8
 from ddim_edit.pacing import Steps, dissimilarity, l2
 
 
@@ -59,7 +60,7 @@ def decoded(model: de.Model, latents: de.Latents, x: Tensor, steps: int) -> Tens
 
 def row(name: str, frames: Sequence[Tensor] | Tensor, photos: Tensor) -> None:
     """One line of the table."""
-    shown = [frame.clamp(-1, 1) for frame in frames]
+    shown = [to_tensor(to_uint8(frame)) for frame in frames]  # what a viewer gets: 8 bits
     steps, structure = Steps.of(shown), Steps.of(shown, dissimilarity)
     errors = [min(float((frame - photo).abs().max()) / 2 for frame in shown) for photo in photos]
     sharp = np.array([float(frame.diff(dim=-1).abs().mean() + frame.diff(dim=-2).abs().mean()) for frame in shown])

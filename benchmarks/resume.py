@@ -32,9 +32,10 @@ def killed(arguments: list[str], output: Path, at: int) -> int:
     return len(list(work.glob("frame_*.png")))
 
 
-def contents(output: Path) -> dict[str, bytes]:
-    files = sorted(output.iterdir()) if output.is_dir() else [output]
-    return {file.name.replace(output.stem, ""): file.read_bytes() for file in files}
+def contents(output: Path) -> list[tuple[str, bytes]]:
+    if output.is_file():
+        return [("", output.read_bytes())]
+    return [(file.name, file.read_bytes()) for file in sorted(output.iterdir())]
 
 
 def main() -> None:

@@ -141,11 +141,12 @@ def along(keys: Tensor, u: Tensor, how: How = "slerp", *, closed: bool = False) 
     between = where != where.floor()
     if len(keys) == 1 or not between.any():
         return path
-    smooth = how == "squad" or how == "catmull-rom"
-    if smooth and len(keys) > 2:
+    if how in ("slerp", "lerp", "lerp-norm"):
+        made = _piecewise(keys, where[between], how)
+    elif len(keys) == 2:  # a spline through two keys is their great circle, and on a closed path the same way back
+        made = _piecewise(keys, where[between], "slerp")
+    else:
         made = spline(keys, where[between], how, closed=closed)
-    else:  # a spline through two keys is their great circle, and on a closed path the same way back
-        made = _piecewise(keys, where[between], "slerp" if smooth else how)
     path[between.to(keys.device)] = made.to(keys.device, keys.dtype)
     return path
 

@@ -145,7 +145,8 @@ def captioned(frame: Tensor, text: str) -> Tensor:
     """
     picture = Image.fromarray(to_uint8(frame))
     room = picture.width - _GUTTER
-    while text and _length(text, _TEXT_SIZE) > room:
+    text, font = readable(text, _TEXT_SIZE)
+    while text and _length(text, font) > room:
         text = text.removesuffix("...")[:-1] + "..." if len(text) > 4 else ""
     paper = Image.new("RGB", (picture.width, picture.height + _line_height(_TEXT_SIZE) + _GUTTER), "white")
     paper.paste(picture, (0, 0))

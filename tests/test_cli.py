@@ -422,6 +422,7 @@ def test_a_loop_of_48_frames_as_a_folder(tiny, photos, tmp_path):
     assert manifest["steps"]["repeated"] == 0
     assert 0.5 < manifest["steps"]["seam_over_median"] < 2
     assert manifest["path"] == "squad"
+    assert record("frames.run.json")["steps"] == manifest["steps"]
     assert [frame["file"] for frame in manifest["frames"]] == [f"frame_{k:06d}.png" for k in range(48)]
     assert manifest["frames"][-1]["between"] == ["c", "a"]
     low, high = ((min, max)[k](frame["rms"] for frame in manifest["frames"] if frame["alpha"] == 0) for k in (0, 1))

@@ -234,6 +234,7 @@ def interpolate(  # noqa: PLR0913
     _render(plan, model, checkpoint, source.batch_size, running)
     report = film.write(plan, checkpoint, output, description)
     checkpoint.remove()
+    record.description = {**description, **{key: value for key, value in report.items() if key != "frames"}}
     click.echo(json.dumps(report["steps"]) if as_json else films.summary(report), err=not as_json)
     return run.finish(record, output, (), done=len(plan.order), running=running)
 
