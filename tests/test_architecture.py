@@ -16,7 +16,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # Short names: inside `ddim_edit`. `at_top` are third-party packages that load with the module, `inside` those that
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
-VERBS = "recipe latents decoding inversion"
+VERBS = "inverse recipe latents decoding inversion"
 USES = "images sheets video files batch"
 
 
@@ -42,7 +42,24 @@ TABLE = {
     "denoiser": May("errors schedule", "torch"),
     "solvers.base": May("denoiser grid", "torch"),
     "solvers.ddim": May("errors schedule grid denoiser solvers.base"),
-    "solvers": May("solvers.base solvers.ddim"),
+    "solvers.quadrature": May("schedule", "numpy torch"),
+    "solvers.fixed_point": May("solvers.base", "torch"),
+    "solvers.implicit": May("schedule grid denoiser solvers.base solvers.fixed_point", "torch"),
+    "solvers.runge_kutta": May("schedule grid denoiser solvers.base solvers.ddim solvers.quadrature", "torch"),
+    "solvers.multistep": May(
+        "schedule grid denoiser solvers.base solvers.ddim solvers.quadrature solvers.runge_kutta", "torch"
+    ),
+    "solvers.leapfrog": May("grid denoiser solvers.base solvers.ddim solvers.implicit", "torch"),
+    "solvers.symmetric": May(
+        "errors schedule grid denoiser solvers.base solvers.ddim solvers.fixed_point solvers.implicit "
+        "solvers.quadrature solvers.runge_kutta",
+        "numpy torch",
+        "scipy",
+    ),
+    "solvers": May(
+        "solvers.base solvers.ddim solvers.implicit solvers.leapfrog solvers.multistep solvers.runge_kutta "
+        "solvers.symmetric"
+    ),
     "ode": May("errors schedule grid denoiser solvers.base", "torch"),
     # Models: a checkpoint family knows no solver, no loop and no latents
     "models.base": May("errors schedule denoiser", "torch"),
@@ -57,11 +74,14 @@ TABLE = {
     "plots": May("files", "numpy torch", "matplotlib"),
     "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
-    "recipe": May("errors grid denoiser solvers models.base latents", ""),
+    "inverse": May("errors grid denoiser solvers ode metrics", "torch"),
+    "recipe": May("errors grid denoiser solvers inverse models.base latents"),
     "decoding": May(
         "errors grid denoiser noise solvers solvers.base ode interpolation models.base latents recipe", "torch"
     ),
-    "inversion": May("errors grid denoiser solvers ode metrics models.base latents recipe decoding", "torch"),
+    "inversion": May(
+        "errors schedule grid denoiser solvers ode metrics inverse models.base latents recipe decoding", "torch"
+    ),
     # Uses
     "batch": May("errors images inversion decoding latents recipe models.base noise ode", "torch"),
     "demo": May(f"{NUMERICS} {VERBS} images sheets video plots", "torch", "skimage"),
@@ -70,8 +90,9 @@ TABLE = {
     "cli.values": May("", "click"),
     "cli.options": May(f"{NUMERICS} {VERBS} {USES} cli.values", "click", "torch"),
     "cli.run": May(f"{NUMERICS} {VERBS} {USES} cli.options", "click", "torch tqdm"),
-    "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click", "torch"),
-    "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click", "torch numpy"),
+    "cli.method": May(f"{NUMERICS} {VERBS} cli.options", "click"),
+    "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run", "click"),
+    "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch numpy"),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),
     "cli": May("errors cli.about cli.demo cli.photos cli.pictures", "click"),

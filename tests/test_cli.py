@@ -89,7 +89,7 @@ def record(path):
         (options.SPACINGS, SPACINGS),
         (options.DTYPES, models.DTYPES),
         (options.FITS, FITS),
-        (options.SOLVERS, SOLVERS),
+        (method.SOLVERS, SOLVERS),
         (next(p.type.choices for p in interpolate_command.params if p.name == "how"), get_args(How)),
     ],
     ids=["spacings", "dtypes", "fits", "solvers", "paths"],
