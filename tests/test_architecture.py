@@ -16,7 +16,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # Short names: inside `ddim_edit`. `at_top` are third-party packages that load with the module, `inside` those that
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
-VERBS = "inverse recipe latents decoding inversion"
+VERBS = "planning inverse recipe latents decoding inversion"
 USES = "images sheets video files batch"
 
 
@@ -74,7 +74,8 @@ TABLE = {
     "plots": May("files", "numpy torch", "matplotlib"),
     "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
-    "inverse": May("errors grid denoiser solvers ode metrics", "torch"),
+    "planning": May("grid"),
+    "inverse": May("errors grid denoiser solvers ode metrics planning", "torch"),
     "recipe": May("errors grid denoiser solvers inverse models.base latents"),
     "decoding": May(
         "errors grid denoiser noise solvers solvers.base ode interpolation models.base latents recipe", "torch"
