@@ -87,6 +87,11 @@ class Task:
     keep_every: int = 0
     on_step: OnStep | None = None
 
+    @property
+    def look(self) -> int:
+        """Network forwards that one look at one step takes, at most."""
+        return math.ceil(self.solver.evaluations(self.grid.steps) / self.grid.steps) * self.denoise.cost
+
     def to_noise(self, rows: Tensor, solver: Solver, x0: Tensor | None = None) -> Walk:
         """Walk these rows' photos, or x0 in their place, to noise with this solver."""
         state = State.start(self.x0[rows] if x0 is None else x0)
@@ -133,8 +138,13 @@ class Inverse(ABC):
     def run(self, task: Task) -> Inverted:
         """Walk the photos to noise."""
 
-    def check(self, solver: Solver, grid: Grid) -> None:
+    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
         """Refuse, before any work, what this inverse cannot undo.
+
+        Args:
+            solver: the decoder's.
+            grid: the levels.
+            cost: network forwards of one evaluation.
 
         Raises:
             InversionError: a random solver.
@@ -160,9 +170,9 @@ class Explicit(Inverse):
     at: Literal["source", "target"] = "source"
     name: ClassVar[str] = "explicit"
 
-    def check(self, solver: Solver, grid: Grid) -> None:
+    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
         """`target` is the first iterate of solving a step."""
-        super().check(solver, grid)
+        super().check(solver, grid, cost)
         if self.at == "target" and solver.undone_by != "solving":
             raise ConfigError(f"solver {solver.name} has no guess at the target level; use the one at the source")
 
@@ -170,7 +180,8 @@ class Explicit(Inverse):
         """One walk."""
         solver = task.solver
         if self.at == "target":
-            solver = Implicit(solver, torch.zeros(1), plan=(1,) * task.grid.steps, warm=False)
+            once = torch.ones(1, task.grid.steps, dtype=torch.int64)
+            solver = Implicit(solver, torch.zeros(1).double(), once, warm=False)
         return Inverted(task.to_noise(torch.arange(len(task.x0)), solver))
 
 
@@ -192,16 +203,12 @@ class Exact(Inverse):
         if self.goal is None and self.budget is None:
             raise ConfigError("an exact inverse with neither goal nor budget has no end; give it one of them")
 
-    def check(self, solver: Solver, grid: Grid) -> None:
+    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
         """The solver's steps must need nothing but x, and the budget must suffice for one look at each."""
-        super().check(solver, grid)
+        super().check(solver, grid, cost)
         if solver.undone_by == "refining":
             raise ConfigError(f"steps of solver {solver.name} cannot be undone one by one; use --inverse refine")
-        if solver.undone_by == "itself":
-            return
-        least = grid.steps * (1 if self.goal is None else 2)
-        if self.budget is not None and self.budget < least:
-            raise ConfigError(f"budget {self.budget} is too small for {grid.steps} steps; give {least} or more")
+        _require_budget(self.budget, solver, grid, cost * (1 if self.goal is None else 2))
 
     def prepared(self, grid: Grid) -> Grid:
         """Without stiff steps."""
@@ -213,9 +220,9 @@ class Exact(Inverse):
         if task.solver.undone_by == "itself":
             return Inverted(task.to_noise(rows, task.solver))
         if self.goal is None:
-            plan = planned(task.grid, cast(int, self.budget) // task.denoise.cost)
+            plan = torch.tensor([planned(task.grid, cast(int, self.budget) // task.look)])
             return Inverted(task.to_noise(rows, Implicit(task.solver, torch.zeros(1).double(), plan)))
-        return _until_reached(task, self.goal, _Tightening(task, self.goal, self.budget), self.budget)
+        return _until_reached(task, self.goal, _Tightening(task, self.goal), self.budget)
 
 
 @dataclass(frozen=True)
@@ -234,13 +241,29 @@ class Refine(Inverse):
     budget: int | None = None
     name: ClassVar[str] = "refine"
 
+    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
+        """The budget must suffice for going to noise and back once."""
+        super().check(solver, grid, cost)
+        _require_budget(self.budget, solver, grid, 2 * cost)
+
     def run(self, task: Task) -> Inverted:
         """Encode, decode, correct."""
         return _until_reached(task, self.goal, _Correcting(task), self.budget)
 
 
+def _require_budget(budget: int | None, solver: Solver, grid: Grid, cost: int) -> None:
+    """Refuse a budget that does not suffice for `cost` forwards of every evaluation of one walk."""
+    if budget is None:
+        return
+    if solver.undone_by == "itself":
+        raise ConfigError(f"solver {solver.name} takes what it takes; leave the budget out, or choose another solver")
+    least = solver.evaluations(grid.steps) * cost
+    if budget < least:
+        raise ConfigError(f"budget {budget} is too small for {grid.steps} steps; give {least} or more")
+
+
 class _Attempts(Protocol):
-    def walk(self, rows: Tensor) -> Walk: ...
+    def walk(self, rows: Tensor, left: Tensor | None) -> Walk: ...
 
     def learn(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None: ...
 
@@ -251,17 +274,16 @@ class _Tightening:
 
     task: Task
     goal: Goal
-    budget: int | None
 
     def __post_init__(self) -> None:
         grid = self.task.grid
         start = 2 * self.goal.rms * STEPWISE / math.sqrt(grid.steps)  # 2: photos lie in [-1, 1]
         self.tolerance = torch.full((len(self.task.x0),), start, dtype=torch.float64)
-        cost = self.task.denoise.cost
-        self.plan = None if self.budget is None else planned(grid, self.budget // cost - grid.steps)
 
-    def walk(self, rows: Tensor) -> Walk:
-        return self.task.to_noise(rows, Implicit(self.task.solver, self.tolerance[rows], self.plan))
+    def walk(self, rows: Tensor, left: Tensor | None) -> Walk:
+        grid, look = self.task.grid, self.task.look
+        plan = None if left is None else torch.tensor([planned(grid, n // look - grid.steps) for n in left.tolist()])
+        return self.task.to_noise(rows, Implicit(self.task.solver, self.tolerance[rows], plan))
 
     def learn(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None:
         self.tolerance[rows] *= (0.5 * self.goal.rms / rms).clamp(0.01, 0.3)
@@ -276,7 +298,7 @@ class _Correcting:
     def __post_init__(self) -> None:
         self.y = self.task.x0.clone()
 
-    def walk(self, rows: Tensor) -> Walk:
+    def walk(self, rows: Tensor, left: Tensor | None) -> Walk:
         return self.task.to_noise(rows, self.task.solver, self.y[rows])
 
     def learn(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None:
@@ -292,7 +314,7 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
     kept: dict[int, tuple[Walk, Tensor]] = {}
     rows = torch.arange(batch)
     for _ in range(ATTEMPTS):
-        found = attempts.walk(rows)
+        found = attempts.walk(rows, None if budget is None else budget - spent[rows])
         back = task.and_back(rows, found.state)
         restored = task.to_pixels(back.x)
         rms, good = goal.measured(task.pixels[rows], restored)
