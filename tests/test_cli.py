@@ -18,12 +18,13 @@ from PIL import Image
 from ddim_edit import models
 from ddim_edit.cli import cli as command_line
 from ddim_edit.cli import main as command_line_main
-from ddim_edit.cli import options
+from ddim_edit.cli import method, options
 from ddim_edit.cli.pictures import interpolate as interpolate_command
 from ddim_edit.decoding import decode
 from ddim_edit.doctor import Check
 from ddim_edit.images import FITS, find_photos, read_image, read_metadata, to_uint8
 from ddim_edit.interpolation import How
+from ddim_edit.inverse import INVERSES
 from ddim_edit.inversion import encode
 from ddim_edit.latents import Latents
 from ddim_edit.models import load_model
@@ -90,6 +91,7 @@ def record(path):
         (options.DTYPES, models.DTYPES),
         (options.FITS, FITS),
         (method.SOLVERS, SOLVERS),
+        (method.INVERSES, INVERSES),
         (next(p.type.choices for p in interpolate_command.params if p.name == "how"), get_args(How)),
     ],
     ids=["spacings", "dtypes", "fits", "solvers", "paths"],

@@ -193,7 +193,7 @@ class TestPairs:
 
     @every_pair
     def test_whatever_the_network(self, mixture: Mixture, name: str):
-        """Even where the run leads nowhere sensible: no step is solved for, but the first, whose error does not matter."""
+        """Even where the run leads nowhere: only the first step is solved for, and its error does not matter."""
         model = replace(mixture_model(), network=lambda x, t, condition: torch.cos(7 * x) * x.abs().sqrt())
         x = photos(2).double()
         latents = encode(model.micro_batched(4), x, grid=20, solver=SOLVERS[name](), check=False)
