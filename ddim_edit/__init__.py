@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from ddim_edit.interpolation import along as along
     from ddim_edit.interpolation import lerp as lerp
     from ddim_edit.interpolation import slerp as slerp
+    from ddim_edit.inverse import Exact as Exact
+    from ddim_edit.inverse import Explicit as Explicit
+    from ddim_edit.inverse import Goal as Goal
+    from ddim_edit.inverse import Refine as Refine
     from ddim_edit.inversion import advice as advice
     from ddim_edit.inversion import encode as encode
     from ddim_edit.latents import Latents as Latents
@@ -73,6 +77,7 @@ _HOMES = {
     "grid": ("Grid",),
     "images": ("find_photos", "read_image", "write_image"),
     "interpolation": ("along", "lerp", "slerp"),
+    "inverse": ("Exact", "Explicit", "Goal", "Refine"),
     "inversion": ("advice", "encode"),
     "latents": ("Latents",),
     "metrics": ("compare", "latent_health"),

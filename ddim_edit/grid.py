@@ -152,10 +152,11 @@ class Grid(Sequence[Level]):
             timesteps.insert(0, lowest.t)
         grid = Grid.from_timesteps(self.schedule, timesteps, self.spacing)
         for low, h in zip(grid.levels, grid.step_sizes(), strict=False):
-            if math.isfinite(h) and low.t >= 0:
+            if math.isfinite(h):
                 parts = math.ceil(h / STIFF)
                 top = math.log(low.signal / low.noise)
-                timesteps += [self.schedule.level_at(top - h * k / parts).t for k in range(1, parts)]
+                inside = [min(top - h * k / parts, float(self.schedule.log_snr[0])) for k in range(1, parts)]
+                timesteps += [self.schedule.level_at(log_snr).t for log_snr in inside]
         return Grid.from_timesteps(self.schedule, timesteps, self.spacing)
 
     def until(self, t: float) -> "Grid":

@@ -18,12 +18,11 @@ from ddim_edit.errors import ConfigError, InversionError
 from ddim_edit.grid import Grid
 from ddim_edit.metrics import changed_8bit, mse
 from ddim_edit.ode import OnStep, integrate, walk
+from ddim_edit.planning import planned
 from ddim_edit.solvers import Implicit, Solver, State
 
 EVERY_BYTE_RMS = 3e-4  # on [0, 1]: small enough that the largest error of a photo usually stays below half a byte
 ATTEMPTS = 8  # at most, for the photos that have not come back yet
-MAX_H = 5.0  # step size, in the plan of a budget
-AT_THE_ENDS = 0.3  # contraction, in the plan of a budget, of a step to the photo or from pure noise
 STEPWISE = 6.0  # residual of one step over the goal's RMS, times the root of the number of steps
 
 
@@ -88,6 +87,11 @@ class Task:
     keep_every: int = 0
     on_step: OnStep | None = None
 
+    @property
+    def look(self) -> int:
+        """Network forwards that one look at one step takes, at most."""
+        return math.ceil(self.solver.evaluations(self.grid.steps) / self.grid.steps) * self.denoise.cost
+
     def to_noise(self, rows: Tensor, solver: Solver, x0: Tensor | None = None) -> Walk:
         """Walk these rows' photos, or x0 in their place, to noise with this solver."""
         state = State.start(self.x0[rows] if x0 is None else x0)
@@ -134,8 +138,13 @@ class Inverse(ABC):
     def run(self, task: Task) -> Inverted:
         """Walk the photos to noise."""
 
-    def check(self, solver: Solver, grid: Grid) -> None:
+    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
         """Refuse, before any work, what this inverse cannot undo.
+
+        Args:
+            solver: the decoder's.
+            grid: the levels.
+            cost: network forwards of one evaluation.
 
         Raises:
             InversionError: a random solver.
@@ -161,9 +170,9 @@ class Explicit(Inverse):
     at: Literal["source", "target"] = "source"
     name: ClassVar[str] = "explicit"
 
-    def check(self, solver: Solver, grid: Grid) -> None:
+    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
         """`target` is the first iterate of solving a step."""
-        super().check(solver, grid)
+        super().check(solver, grid, cost)
         if self.at == "target" and solver.undone_by != "solving":
             raise ConfigError(f"solver {solver.name} has no guess at the target level; use the one at the source")
 
@@ -171,7 +180,8 @@ class Explicit(Inverse):
         """One walk."""
         solver = task.solver
         if self.at == "target":
-            solver = Implicit(solver, torch.zeros(1), plan=(1,) * task.grid.steps, warm=False)
+            once = torch.ones(1, task.grid.steps, dtype=torch.int64)
+            solver = Implicit(solver, torch.zeros(1).double(), once, warm=False)
         return Inverted(task.to_noise(torch.arange(len(task.x0)), solver))
 
 
@@ -193,16 +203,12 @@ class Exact(Inverse):
         if self.goal is None and self.budget is None:
             raise ConfigError("an exact inverse with neither goal nor budget has no end; give it one of them")
 
-    def check(self, solver: Solver, grid: Grid) -> None:
+    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
         """The solver's steps must need nothing but x, and the budget must suffice for one look at each."""
-        super().check(solver, grid)
+        super().check(solver, grid, cost)
         if solver.undone_by == "refining":
             raise ConfigError(f"steps of solver {solver.name} cannot be undone one by one; use --inverse refine")
-        if solver.undone_by == "itself":
-            return
-        least = grid.steps * (1 if self.goal is None else 2)
-        if self.budget is not None and self.budget < least:
-            raise ConfigError(f"budget {self.budget} is too small for {grid.steps} steps; give {least} or more")
+        _require_budget(self.budget, solver, grid, cost * (1 if self.goal is None else 2))
 
     def prepared(self, grid: Grid) -> Grid:
         """Without stiff steps."""
@@ -214,9 +220,9 @@ class Exact(Inverse):
         if task.solver.undone_by == "itself":
             return Inverted(task.to_noise(rows, task.solver))
         if self.goal is None:
-            plan = planned(task.grid, cast(int, self.budget) // task.denoise.cost)
+            plan = torch.tensor([planned(task.grid, cast(int, self.budget) // task.look)])
             return Inverted(task.to_noise(rows, Implicit(task.solver, torch.zeros(1).double(), plan)))
-        return _until_reached(task, self.goal, _Tightening(task, self.goal, self.budget), self.budget)
+        return _until_reached(task, self.goal, _Tightening(task, self.goal), self.budget)
 
 
 @dataclass(frozen=True)
@@ -235,13 +241,29 @@ class Refine(Inverse):
     budget: int | None = None
     name: ClassVar[str] = "refine"
 
+    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
+        """The budget must suffice for going to noise and back once."""
+        super().check(solver, grid, cost)
+        _require_budget(self.budget, solver, grid, 2 * cost)
+
     def run(self, task: Task) -> Inverted:
         """Encode, decode, correct."""
         return _until_reached(task, self.goal, _Correcting(task), self.budget)
 
 
+def _require_budget(budget: int | None, solver: Solver, grid: Grid, cost: int) -> None:
+    """Refuse a budget that does not suffice for `cost` forwards of every evaluation of one walk."""
+    if budget is None:
+        return
+    if solver.undone_by == "itself":
+        raise ConfigError(f"solver {solver.name} takes what it takes; leave the budget out, or choose another solver")
+    least = solver.evaluations(grid.steps) * cost
+    if budget < least:
+        raise ConfigError(f"budget {budget} is too small for {grid.steps} steps; give {least} or more")
+
+
 class _Attempts(Protocol):
-    def walk(self, rows: Tensor) -> Walk: ...
+    def walk(self, rows: Tensor, left: Tensor | None) -> Walk: ...
 
     def learn(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None: ...
 
@@ -252,17 +274,16 @@ class _Tightening:
 
     task: Task
     goal: Goal
-    budget: int | None
 
     def __post_init__(self) -> None:
         grid = self.task.grid
         start = 2 * self.goal.rms * STEPWISE / math.sqrt(grid.steps)  # 2: photos lie in [-1, 1]
         self.tolerance = torch.full((len(self.task.x0),), start, dtype=torch.float64)
-        cost = self.task.denoise.cost
-        self.plan = None if self.budget is None else planned(grid, self.budget // cost - grid.steps)
 
-    def walk(self, rows: Tensor) -> Walk:
-        return self.task.to_noise(rows, Implicit(self.task.solver, self.tolerance[rows], self.plan))
+    def walk(self, rows: Tensor, left: Tensor | None) -> Walk:
+        grid, look = self.task.grid, self.task.look
+        plan = None if left is None else torch.tensor([planned(grid, n // look - grid.steps) for n in left.tolist()])
+        return self.task.to_noise(rows, Implicit(self.task.solver, self.tolerance[rows], plan))
 
     def learn(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None:
         self.tolerance[rows] *= (0.5 * self.goal.rms / rms).clamp(0.01, 0.3)
@@ -277,7 +298,7 @@ class _Correcting:
     def __post_init__(self) -> None:
         self.y = self.task.x0.clone()
 
-    def walk(self, rows: Tensor) -> Walk:
+    def walk(self, rows: Tensor, left: Tensor | None) -> Walk:
         return self.task.to_noise(rows, self.task.solver, self.y[rows])
 
     def learn(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None:
@@ -293,7 +314,7 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
     kept: dict[int, tuple[Walk, Tensor]] = {}
     rows = torch.arange(batch)
     for _ in range(ATTEMPTS):
-        found = attempts.walk(rows)
+        found = attempts.walk(rows, None if budget is None else budget - spent[rows])
         back = task.and_back(rows, found.state)
         restored = task.to_pixels(back.x)
         rms, good = goal.measured(task.pixels[rows], restored)
@@ -314,33 +335,6 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
     state = replace(State.join([walk.state for walk in walks]), evaluations=spent)
     path = [(steps[0][0], torch.cat([x for _, x in steps])) for steps in zip(*(w.path for w in walks), strict=True)]
     return Inverted(Walk(state, path), torch.cat(pictures), reached)
-
-
-def contractions(grid: Grid) -> list[float | None]:
-    """What one evaluation is expected to leave of an error in each step, the cleanest first; None at the ends.
-
-    0.65 tanh(h / 2) for a step of size h in log SNR: tanh(h / 2) is what a relaxed fixed point has in theory where the
-    denoiser keeps between none and all of an error; the factor is what the bundled model's steps come to.
-    """
-    return [0.65 * math.tanh(h / 2) if math.isfinite(h) else None for h in grid.step_sizes()]
-
-
-def planned(grid: Grid, budget: int) -> tuple[int, ...]:
-    """How a budget of evaluations is best spent on the steps of a grid: one each, and more where they help most.
-
-    A step of size h in log SNR at noise / signal u starts with an error of about sqrt(u) h^2 in the photo (fitted to
-    the bundled model), which every evaluation shrinks by its contraction. Each one goes where it takes most of the sum
-    of squares away.
-    """
-    sizes = [min(h, MAX_H) if math.isfinite(h) else 1.0 for h in grid.step_sizes()]
-    ratios = [level.noise / max(level.signal, 1e-3) for level in grid.levels[1:]]
-    error = [math.sqrt(u) * h * h for u, h in zip(ratios, sizes, strict=True)]
-    shrink = [AT_THE_ENDS if rate is None else rate for rate in contractions(grid)]
-    counts = [1] * grid.steps
-    for _ in range(budget - grid.steps):
-        gain = [(e * r**n) ** 2 * (1 - r * r) for e, r, n in zip(error, shrink, counts, strict=True)]
-        counts[gain.index(max(gain))] += 1
-    return tuple(counts)
 
 
 def default_inverse(solver: Solver) -> Inverse:

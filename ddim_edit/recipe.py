@@ -31,7 +31,7 @@ class Recipe:
             InversionError, ConfigError: a solver or a budget that the inverse cannot work with.
         """
         recipe = replace(self, grid=self.inverse.prepared(self.grid))
-        self.inverse.check(recipe.solver, recipe.grid)
+        self.inverse.check(recipe.solver, recipe.grid, self.denoiser.cost)
         return recipe
 
     def to_json(self) -> dict[str, object]:

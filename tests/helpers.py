@@ -113,10 +113,11 @@ class Constant:
 
 @dataclass(frozen=True)
 class Recording:
-    """Passes calls on to `inner` and keeps the levels at which it was asked."""
+    """Passes calls on to `inner` and keeps the levels at which it was asked, and for how many photos."""
 
     inner: Denoiser
     levels: list[Level] = field(default_factory=list[Level])
+    photos: list[int] = field(default_factory=list[int])
 
     @property
     def cost(self) -> int:
@@ -128,6 +129,7 @@ class Recording:
 
     def __call__(self, x: Tensor, level: Level) -> Prediction:
         self.levels.append(level)
+        self.photos.append(len(x))
         return self.inner(x, level)
 
 

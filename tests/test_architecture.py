@@ -17,7 +17,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
 PATHS = "sphere splines interpolation mixing corrections pacing"
-VERBS = "recipe latents decoding inversion morphing"
+VERBS = "planning inverse recipe latents decoding inversion morphing"
 USES = "images sheets video files batch rendering datasets evaluation"
 EXPERIMENTS = " ".join(
     f"experiments.{name}"
@@ -56,7 +56,24 @@ TABLE = {
     "variational": May("schedule", "numpy torch"),
     "solvers.base": May("denoiser grid", "torch"),
     "solvers.ddim": May("errors schedule grid denoiser solvers.base"),
-    "solvers": May("solvers.base solvers.ddim"),
+    "solvers.quadrature": May("schedule", "numpy torch"),
+    "solvers.fixed_point": May("solvers.base", "torch"),
+    "solvers.implicit": May("schedule grid denoiser solvers.base solvers.fixed_point", "torch"),
+    "solvers.runge_kutta": May("schedule grid denoiser solvers.base solvers.ddim solvers.quadrature", "torch"),
+    "solvers.multistep": May(
+        "schedule grid denoiser solvers.base solvers.ddim solvers.quadrature solvers.runge_kutta", "torch"
+    ),
+    "solvers.leapfrog": May("grid denoiser solvers.base solvers.ddim solvers.implicit", "torch"),
+    "solvers.symmetric": May(
+        "errors schedule grid denoiser solvers.base solvers.ddim solvers.fixed_point solvers.implicit "
+        "solvers.quadrature solvers.runge_kutta",
+        "numpy torch",
+        "scipy",
+    ),
+    "solvers": May(
+        "solvers.base solvers.ddim solvers.implicit solvers.leapfrog solvers.multistep solvers.runge_kutta "
+        "solvers.symmetric"
+    ),
     "ode": May("errors schedule grid denoiser solvers.base", "torch"),
     # Models: a checkpoint family knows no solver, no loop and no latents
     "models.base": May("errors schedule denoiser", "torch"),
@@ -72,9 +89,13 @@ TABLE = {
     "plots": May("files", "numpy torch", "matplotlib"),
     "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
-    "recipe": May("errors grid denoiser solvers models.base latents", ""),
+    "planning": May("grid"),
+    "inverse": May("errors grid denoiser solvers ode metrics planning", "torch"),
+    "recipe": May("errors grid denoiser solvers inverse models.base latents"),
     "decoding": May("errors grid denoiser noise solvers solvers.base ode models.base latents recipe", "torch"),
-    "inversion": May("errors grid denoiser solvers ode metrics models.base latents recipe decoding", "torch"),
+    "inversion": May(
+        "errors schedule grid denoiser solvers ode metrics inverse models.base latents recipe decoding", "torch"
+    ),
     "morphing": May(
         "errors grid ode interpolation corrections pacing models.base latents recipe decoding inversion", "torch"
     ),
@@ -133,15 +154,16 @@ TABLE = {
     "cli.values": May("", "click"),
     "cli.options": May(f"{NUMERICS} {VERBS} {USES} cli.values", "click", "torch"),
     "cli.run": May(f"{NUMERICS} {VERBS} {USES} cli.options", "click", "torch tqdm"),
-    "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click", "torch"),
-    "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click", "torch numpy"),
+    "cli.method": May(f"{NUMERICS} {VERBS} cli.options", "click"),
+    "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch"),
+    "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch numpy"),
     "cli.evaluation": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click"),
     "cli.training": May(
         "errors datasets training training.config training.loop cli.options cli.run cli.values", "click", "torch tqdm"
     ),
     "cli.film": May(f"{PATHS} {VERBS} {USES} cli.options cli.run", "click", "torch"),
     "cli.interpolate": May(
-        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.film cli.options cli.run cli.values", "click", "torch"
+        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.film cli.method cli.options cli.run cli.values", "click", "torch"
     ),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),

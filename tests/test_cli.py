@@ -18,7 +18,7 @@ from PIL import Image
 from ddim_edit import models
 from ddim_edit.cli import cli as command_line
 from ddim_edit.cli import main as command_line_main
-from ddim_edit.cli import options
+from ddim_edit.cli import method, options
 from ddim_edit.cli.interpolate import CORRECTIONS, ENDPOINTS, OVERS, PACES, PATHS
 from ddim_edit.cli.interpolate import EASES as EASE_NAMES
 from ddim_edit.corrections import Correction
@@ -26,6 +26,7 @@ from ddim_edit.decoding import decode
 from ddim_edit.doctor import Check
 from ddim_edit.images import FITS, find_photos, read_image, read_metadata, to_uint8
 from ddim_edit.interpolation import How
+from ddim_edit.inverse import INVERSES
 from ddim_edit.inversion import encode
 from ddim_edit.latents import Latents
 from ddim_edit.models import load_model
@@ -93,7 +94,8 @@ def record(path):
         (options.SPACINGS, SPACINGS),
         (options.DTYPES, models.DTYPES),
         (options.FITS, FITS),
-        (options.SOLVERS, SOLVERS),
+        (method.SOLVERS, SOLVERS),
+        (method.INVERSES, INVERSES),
         (PATHS, get_args(How)),
         (PACES, get_args(Metric)),
         (OVERS, get_args(Over)),

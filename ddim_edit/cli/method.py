@@ -71,8 +71,8 @@ class Method:
     def _inverse(self, solver: "Solver") -> "Inverse":
         from ddim_edit.inverse import EIGHT_BIT, Exact, Explicit, Goal, Refine, default_inverse
 
-        goal = EIGHT_BIT if self.target else Goal(self.tolerance) if self.tolerance else None
-        goal = Goal.of_psnr(self.target_psnr) if self.target_psnr else goal
+        goal = EIGHT_BIT if self.target else Goal(self.tolerance) if self.tolerance is not None else None
+        goal = Goal.of_psnr(self.target_psnr) if self.target_psnr is not None else goal
         name = self.inverse or default_inverse(solver).name
         if name == "explicit":
             return Explicit(self.guess)  # pyright: ignore[reportArgumentType]

@@ -111,6 +111,10 @@ class Solver(ABC):
         At i = 1 that level is clean, which no network knows: the network is asked at grid[1] instead.
         """
 
+    def evaluations(self, steps: int) -> int:
+        """How often the denoiser is asked on a walk over so many steps, at most; not of solvers that iterate."""
+        return steps
+
     def resume(self, state: State) -> State:
         """Go on from a state that a callback put in place of the solver's own: forget what no longer fits it."""
         return replace(state, memory=())

@@ -39,7 +39,8 @@ def solve(
         relax: the step where there is no history yet is x + relax * r.
 
     Returns:
-        x, and what was reached: `residual` is the RMS of the last r seen; x is one step beyond it.
+        x, and what was reached: `residual` is the RMS of the last r seen; x is one step beyond it. Of a photo that
+        stalled, they are the best x and its residual.
     """
     searches = [_Search(x.double(), guess.dtype, relax) for x in guess]
     x = guess.clone()
@@ -93,7 +94,7 @@ class _Search:
                 self.best, self.best_at = self.last, (self.x, r)
             self.x = self._next()
         if self.stalled and self.best_at is not None:
-            self.x = self.best_at[0]
+            self.x, self.last = self.best_at[0], self.best
         self.x = self.x.to(self.dtype).double()
 
     def _go_back(self) -> None:
@@ -112,5 +113,8 @@ class _Search:
         dr = torch.stack([(b - a).flatten() for a, b in zip(self.rs, self.rs[1:], strict=False)])
         gram = (dr @ dr.T).cpu()
         gram += REGULARISATION * gram.diagonal().max() * torch.eye(len(gram), dtype=gram.dtype)
-        weights = torch.linalg.solve(gram, (dr @ r.flatten()).cpu()).to(dr)
-        return x + r - ((dx + dr).T @ weights).view_as(x)
+        weights, singular = torch.linalg.solve_ex(gram, (dr @ r.flatten()).cpu())
+        if singular:  # the same residual again and again, as at the floor
+            self.xs, self.rs = [x], [r]
+            return x + self.relax * r
+        return x + r - ((dx + dr).T @ weights.to(dr)).view_as(x)

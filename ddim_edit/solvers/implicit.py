@@ -29,14 +29,14 @@ class Implicit(Solver):
     Args:
         inner: a one-step solver without randomness.
         tolerance: (B,) or (1,) float64: RMS of a step's residual in units of the photo, at which it is solved.
-        plan: iterations of each step, the cleanest first; what a photo does not need, its later steps may use. None:
-            as many as it takes, within `ITERATIONS`.
+        plan: (B, steps) or (1, steps) int64: iterations of each step, the cleanest first; what a photo does not need,
+            its later steps may use. None: as many as it takes, within `ITERATIONS`.
         warm: start from where the predictions so far lead (the step of DPM-Solver++ 2M) instead of from y.
     """
 
     inner: Solver
     tolerance: Tensor
-    plan: tuple[int, ...] | None = None
+    plan: Tensor | None = None
     warm: bool = True
     name: ClassVar[str] = "implicit"
     order: ClassVar[int] = 1
@@ -80,7 +80,7 @@ class Implicit(Solver):
         if self.plan is None:
             return torch.full((len(state.x),), ITERATIONS)
         spent = sum((found.iterations for found in state.solved), torch.zeros(len(state.x), dtype=torch.int64))
-        return sum(self.plan[:i]) - spent
+        return self.plan[:, :i].sum(1) - spent
 
     def _guess(self, grid: Grid, i: int, state: State) -> Tensor:
         """Where the predicted photo, extrapolated in log SNR, leads; y itself where nothing was predicted yet."""

@@ -77,6 +77,10 @@ class AdamsBashforth3(_Multistep):
     name: ClassVar[str] = "ab3"
     order: ClassVar[int] = 3
 
+    def evaluations(self, steps: int) -> int:
+        """One a step, and one more in Heun's."""
+        return steps + (steps > 1)
+
 
 @dataclass(frozen=True)
 class DpmSolver2M(_Multistep):

@@ -43,6 +43,10 @@ class _TwoStage(Solver):
             return Ddim().toward_noise(denoise, grid, i, state)
         return self.step(denoise, grid, grid[i - 1], grid[i], state)
 
+    def evaluations(self, steps: int) -> int:
+        """Two a step; one in the step at the clean end."""
+        return 2 * steps - 1
+
     def step(self, denoise: Denoiser, grid: Grid, here: Level, there: Level, state: State) -> tuple[State, Prediction]:
         """From one level to another, both of them known to the network."""
         first = denoise(state.x, here)
