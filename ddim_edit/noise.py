@@ -4,8 +4,9 @@ Every image has its own seed and every use its own stream, keyed by (seed, strea
 depend on the batch, the device or the number of steps it was made with, and x_T never shares numbers with the
 noise of the steps (with a shared stream, samples at eta > 0 blow up). Numbers are drawn on the CPU in float32.
 
-The package draws in one other place: `interpolation.slerp`, where it is given a seed, takes from it the direction
-in which to leave a latent for its exact opposite. Nothing is drawn without a seed of the caller's.
+The package draws in few other places, never without a seed: `sphere` (which way to leave a latent for its exact
+opposite), `training` (batches, timesteps, noise, first weights), `evaluation` (timesteps and noise to judge a model
+by) and `experiments.statistics` (the bootstrap).
 """
 
 from collections.abc import Sequence
