@@ -201,7 +201,7 @@ CASES = {
     "device of a plug-in": Case(f"{ENCODE} --device hpu", 1, "device 'hpu' is not available here"),
     "device that is not there": Case(f"{SAMPLE} --device cuda:99", 1, "device 'cuda:99' is not available here"),
     "unknown dtype": Case(f"{ENCODE} --dtype fp8", 2, "'fp8' is not one of 'fp32', 'bf16', 'fp16', 'fp64'"),
-    "values overflow": Case("encode {a} -o {out} -n 2 --model {overflow}", 1, "not finite after step 1 of 2"),
+    "values overflow": Case("encode {a} -o {out} -n 2 --model {overflow}", 1, "not finite after step 1 of 5"),
     # Latents
     "latents of another model": Case(f"decode {{other_latents}} -o {{out}} {M}", 1, "differ in weights: "),
     "latents with another model's label": Case(f"decode {{labelled_latents}} -o {{out}} {M}", 1, "differ in weights: "),

@@ -113,6 +113,8 @@ class _Keys:
         if seeds:
             return cls(source, [], None, seeds)
         if all(path.suffix == ".safetensors" for path in source.photos):
+            if source.chosen:
+                raise click.UsageError("--limit and --fit are for photos, and these are latents; leave them out.")
             return cls(source, [], Latents.join([Latents.load(path) for path in source.photos]), [])
         return cls(source, source.find(), None, [])
 
@@ -217,8 +219,10 @@ def interpolate(  # noqa: PLR0913
 
     output = film.prepare(ctx, output, overwrite=running.overwrite)
     keys = _Keys.find(source, seeds)
-    if keys.given and (grid.given or condition.given):
-        raise click.UsageError("Latents keep the grid and condition that they were encoded with; use --decode-steps.")
+    if keys.given and (grid.given or condition.given or method != Method()):
+        raise click.UsageError(
+            "Latents keep the grid, condition and method that they were encoded with; use --decode-steps."
+        )
     if randomness.eta and not seeds:
         raise click.UsageError("Photos are encoded at eta 0; give --seeds, or latents that carry step noise.")
     motion = moving.build(photos=bool(keys.photos))
