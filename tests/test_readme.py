@@ -37,6 +37,8 @@ def test_every_command_of_the_readme_runs(folder: Path) -> None:
         quick = {"info": [], "decode": [], "sample": ["-n", "2", "--seeds", "0"]}.get(arguments[0], ["-n", "2"])
         if arguments[0] == "interpolate":
             quick = ["-n", "2", "--frames", "3", "--pilot", "2", "--overwrite"]
+        if arguments[0] in ("encode", "interpolate"):
+            quick += ["--inverse", "explicit"]
         if arguments[0] == "experiment":
             quick = ["-n", "1,2", "--seeds", "0-1"]
         with pytest.raises(SystemExit) as stopped:
