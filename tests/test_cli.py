@@ -94,7 +94,7 @@ def record(path):
         (method.INVERSES, INVERSES),
         (next(p.type.choices for p in interpolate_command.params if p.name == "how"), get_args(How)),
     ],
-    ids=["spacings", "dtypes", "fits", "solvers", "paths"],
+    ids=["spacings", "dtypes", "fits", "solvers", "inverses", "paths"],
 )
 def test_choices_written_out_equal_those_of_the_modules(written, defined):
     assert list(written) == list(defined)
