@@ -1,8 +1,8 @@
 """Error of the round trip against evaluations, method by method: the table and the figure of the README.
 
-    python benchmarks/inversion.py ../shared/data/garments64_test.npz -o inversion             # every method, all photos
+    python benchmarks/inversion.py ../shared/data/garments64_test.npz -o inversion      # every method, all photos
     python benchmarks/inversion.py ../shared/data/garments64_test.npz -o inversion --only budget --limit 8
-    python benchmarks/inversion.py -o inversion                              # table and figure from the rows that exist
+    python benchmarks/inversion.py -o inversion                              # table and figure from the rows
 
 Every setting is one `ddim-edit roundtrip --json` run, whose lines are kept in `rows.jsonl`; settings whose photos are
 all there are not run again, so that an interrupted benchmark goes on. The figure is `pareto.png`.
@@ -76,7 +76,7 @@ def mean(rows: list[dict], *keys: str) -> float:
 
 
 HEAD = (
-    "| method | photos | evaluations to encode | to decode | mean MSE | worst MSE | PSNR of the mean | bytes all back "
+    "| method | photos | evaluations to encode | to decode | mean MSE | worst MSE | PSNR of the mean "
     "| rms of x_T | excess kurtosis |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
 )
 
@@ -87,7 +87,8 @@ def table_row(setting: str, rows: list[dict]) -> str:
     whole = sum(row["changed_8bit"] == 0 for row in rows)
     return (
         f"| {setting} | {len(rows)} | {mean(rows, 'evaluations', 'encode'):.0f} "
-        f"| {mean(rows, 'evaluations', 'decode'):.0f} | {mean(rows, 'mse'):.1e} | {max(row['mse'] for row in rows):.1e} "
+        f"| {mean(rows, 'evaluations', 'decode'):.0f} "
+        f"| {mean(rows, 'mse'):.1e} | {max(row['mse'] for row in rows):.1e} "
         f"| {psnr_of_mean([row['mse'] for row in rows]):.1f} dB | {whole} "
         f"| {mean(rows, 'latent', 'rms'):.3f} | {mean(rows, 'latent', 'excess_kurtosis'):.2f} |"
     )

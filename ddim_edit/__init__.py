@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ddim_edit.decoding import decode as decode
-    from ddim_edit.decoding import morph as morph
     from ddim_edit.decoding import sample as sample
+    from ddim_edit.decoding import seed_latents as seed_latents
     from ddim_edit.denoiser import Condition as Condition
     from ddim_edit.denoiser import Denoiser as Denoiser
     from ddim_edit.denoiser import MapX0 as MapX0
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ddim_edit.denoiser import clip as clip
     from ddim_edit.denoiser import dynamic_threshold as dynamic_threshold
     from ddim_edit.errors import DdimEditError as DdimEditError
+    from ddim_edit.evaluation import evaluate_model as evaluate_model
     from ddim_edit.grid import Grid as Grid
     from ddim_edit.images import find_photos as find_photos
     from ddim_edit.images import read_image as read_image
@@ -41,9 +42,17 @@ if TYPE_CHECKING:
     from ddim_edit.latents import Latents as Latents
     from ddim_edit.metrics import compare as compare
     from ddim_edit.metrics import latent_health as latent_health
+    from ddim_edit.mixing import analogy as analogy
+    from ddim_edit.mixing import corner_grid as corner_grid
+    from ddim_edit.mixing import karcher_mean as karcher_mean
+    from ddim_edit.mixing import lol as lol
     from ddim_edit.models import load_model as load_model
     from ddim_edit.models.base import Codec as Codec
     from ddim_edit.models.base import Model as Model
+    from ddim_edit.morphing import Morph as Morph
+    from ddim_edit.morphing import Motion as Motion
+    from ddim_edit.morphing import morph as morph
+    from ddim_edit.morphing import plan_morph as plan_morph
     from ddim_edit.noise import gaussian as gaussian
     from ddim_edit.ode import Step as Step
     from ddim_edit.ode import integrate as integrate
@@ -56,12 +65,15 @@ if TYPE_CHECKING:
     from ddim_edit.solvers import Ddim as Ddim
     from ddim_edit.solvers import Solver as Solver
     from ddim_edit.solvers import State as State
+    from ddim_edit.training import TrainConfig as TrainConfig
+    from ddim_edit.training import train as train
     from ddim_edit.video import write_video as write_video
 
 _HOMES = {
-    "decoding": ("decode", "morph", "sample"),
+    "decoding": ("decode", "sample", "seed_latents"),
     "denoiser": ("Condition", "Denoiser", "MapX0", "Prediction", "PredictionType", "clip", "dynamic_threshold"),
     "errors": ("DdimEditError",),
+    "evaluation": ("evaluate_model",),
     "grid": ("Grid",),
     "images": ("find_photos", "read_image", "write_image"),
     "interpolation": ("along", "lerp", "slerp"),
@@ -69,13 +81,16 @@ _HOMES = {
     "inversion": ("advice", "encode"),
     "latents": ("Latents",),
     "metrics": ("compare", "latent_health"),
+    "mixing": ("analogy", "corner_grid", "karcher_mean", "lol"),
     "models": ("load_model",),
     "models.base": ("Codec", "Model"),
+    "morphing": ("Morph", "Motion", "morph", "plan_morph"),
     "noise": ("gaussian",),
     "ode": ("Step", "integrate", "walk"),
     "schedule": ("Level", "NoiseSchedule"),
     "sheets": ("sheet", "strip"),
     "solvers": ("SOLVERS", "Ddim", "Solver", "State"),
+    "training": ("TrainConfig", "train"),
     "video": ("write_video",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

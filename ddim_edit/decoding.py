@@ -1,6 +1,6 @@
-"""From latents, noise or a path between latents to pictures: the deterministic loop toward clean."""
+"""From latents or noise to pictures: the loop toward clean."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,10 +9,9 @@ from torch import Tensor
 from ddim_edit.denoiser import Denoiser, PredictionType
 from ddim_edit.errors import ConfigError, LatentsError
 from ddim_edit.grid import Grid
-from ddim_edit.interpolation import How, along, positions
-from ddim_edit.latents import Latents
+from ddim_edit.latents import Latents, PhotoRecord
 from ddim_edit.models.base import MicroBatched, Model
-from ddim_edit.noise import SeededNoise, gaussian
+from ddim_edit.noise import GivenNoise, SeededNoise, gaussian
 from ddim_edit.ode import OnStep, integrate
 from ddim_edit.recipe import Recipe
 from ddim_edit.solvers import Ddim, Lattice, Solver, State
@@ -36,9 +35,9 @@ def decode(
         model: the model that encoded them.
         latents: B of them, whole or encoded part of the way.
         grid: another grid, number of steps or respacing than they were encoded with.
-        solver: another solver; a random one (eta > 0) needs `noise`.
+        solver: another solver; a random one (eta > 0) needs `noise`, unless the latents carry their own.
         denoiser: another condition, guidance or clipping than they were encoded with.
-        noise: the step noise of a random solver.
+        noise: the step noise of a random solver, instead of the latents' own.
         force: decode although the latents come from another model.
         on_step: called after every step; may replace the state.
 
@@ -55,6 +54,8 @@ def decode(
     recipe = replace(recipe, grid=_reaching(recipe.grid, latents))
     require_repeatable(model, recipe.solver)
     memory = tuple(value.to(model.device) for value in latents.memory) if recipe.solver.pair else ()
+    if noise is None and latents.noises is not None:
+        noise = _own_noise(latents.noises, recipe)
     state = State.start(latents.x.to(model.device), noise, memory)
     return _to_pixels(model, recipe, state, on_step)
 
@@ -95,37 +96,43 @@ def sample(
     return _to_pixels(model, recipe, State.start(x.to(model.device), noise), on_step)
 
 
-def morph(
+def seed_latents(
     model: Model,
-    latents: Latents,
-    frames: int = 60,
+    seeds: Sequence[int],
     *,
-    how: How = "slerp",
-    grid: Grid | int | str | None = None,
-    batch_size: int = 8,
-    on_step: OnStep | None = None,
-) -> Iterator[Tensor]:
-    """Yield the frames (3, H, W) of a morph through the photos, one batch in memory at a time.
+    grid: Grid | int | str = 50,
+    solver: Solver = Ddim(),
+    denoiser: Denoiser | None = None,
+) -> Latents:
+    """The latents of pictures that `sample` would draw, to move between them as between photos.
+
+    At eta > 0 a picture is its x_T and the noise of every step, so the latents carry both.
 
     Args:
-        model: the model that encoded them.
-        latents: one per photo, in the order of the morph; two or more.
-        frames: all frames together; every photo falls on a frame of its own, the first and last on the ends.
-        how: `slerp` keeps the norm of the latents; `lerp` is there for comparison.
-        grid: another grid or number of steps than they were encoded with; fewer are faster.
-        batch_size: frames decoded at once.
-        on_step: called after every step of every batch.
+        model: any model.
+        seeds: one per picture.
+        grid: the levels, a number of steps in the model's own spacing, or a respacing text.
+        solver: as of `sample`.
+        denoiser: condition, guidance, clipping; see `Model.denoiser`.
+
+    Returns:
+        Latents that `decode` turns into what `sample` draws from the same seeds.
 
     Raises:
-        ConfigError: fewer than two photos, or fewer frames than photos; and the errors of `decode`.
+        ConfigError: no seeds, or a negative one.
     """
-    if len(latents) < 2:
-        raise ConfigError(f"a morph needs two photos or more, not {len(latents)}")
-    where = positions(len(latents), frames)
-    for start in range(0, frames, batch_size):
-        x = along(latents.x, where[start : start + batch_size], how)
-        between = Latents(x, latents.level, latents.space, latents.how)
-        yield from decode(model, between, grid=grid, on_step=on_step)
+    if not seeds:
+        raise ConfigError("no seeds; give one per picture")
+    recipe = Recipe(Grid.of(model.schedule, grid), solver, denoiser or model.denoiser())
+    x, draw = gaussian(seeds, model.shape), SeededNoise(tuple(seeds))
+    return Latents(
+        x=x,
+        level=recipe.grid[recipe.grid.steps],
+        space=model.space,
+        how=recipe.to_json(),
+        photos=tuple(PhotoRecord(f"seed{seed:04d}", {"seed": seed}) for seed in seeds),
+        noises=None if solver.deterministic else torch.stack([draw(i + 1, x) for i in range(recipe.grid.steps)]),
+    )
 
 
 def require_signal(model: Model, grid: Grid) -> None:
@@ -159,6 +166,15 @@ def _reaching(grid: Grid, latents: Latents) -> Grid:
     if part.timesteps[-1] != t and (t < grid.timesteps[-1] or not latents.whole):
         raise LatentsError(f"the latents are at t = {t:g}, which is no level of this grid; leave the grid as encoded")
     return part
+
+
+def _own_noise(noises: Tensor, recipe: Recipe) -> StepNoise:
+    if len(noises) != recipe.grid.steps and not recipe.solver.deterministic:
+        raise LatentsError(
+            f"the latents carry noise for {len(noises)} steps, but this grid has {recipe.grid.steps}; "
+            "leave the grid as it was, or give other noise"
+        )
+    return GivenNoise(noises)
 
 
 def _to_pixels(model: Model, recipe: Recipe, state: State, on_step: OnStep | None) -> Tensor:

@@ -6,23 +6,28 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddim_edit.decoding import decode, morph, sample
+from ddim_edit.decoding import sample
 from ddim_edit.errors import MissingExtraError
+from ddim_edit.grid import Grid
 from ddim_edit.images import read_image, write_image
-from ddim_edit.inversion import encode
+from ddim_edit.inverse import Exact, Explicit
+from ddim_edit.inversion import default_grid, round_trip
 from ddim_edit.latents import Latents
 from ddim_edit.metrics import Quality, compare
 from ddim_edit.models import Model, load_model
+from ddim_edit.morphing import Motion, morph
 from ddim_edit.noise import SeededNoise
 from ddim_edit.plots import error_figure, latent_figure
+from ddim_edit.recipe import Recipe
 from ddim_edit.sheets import sheet, strip
 from ddim_edit.solvers import Ddim
 from ddim_edit.video import check_video_path, write_video
 
 PICTURES = ("1_reconstruction.png", "2_latent.png", "3_morph.png", "4_consistency.png", "5_error_vs_steps.png")
 PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png")
-STEPS = 50
-CURVE = (10, 20)  # besides STEPS
+STEPS = 20
+CURVE = (10, 20, 50)  # plain DDIM both ways, beside the exact inverse at EXACT_CURVE
+EXACT_CURVE = (10,)  # besides STEPS
 FRAMES, FRAME_STEPS = 9, 15
 COLUMNS = (10, 20, 50, 100)
 
@@ -38,15 +43,19 @@ def run_demo(folder: Path) -> Iterator[tuple[Path, str]]:
     photos = torch.stack([read_image(_sample_photos() / name, model.image_size) for name in PHOTOS])
     names = [Path(name).stem for name in PHOTOS]
     paths = [folder / name for name in PICTURES]
-    latents = encode(model, photos, grid=STEPS, check=False)
-    restored = decode(model, latents)
+    latents, restored = round_trip(model, photos, _exact(model, STEPS))
+    assert restored is not None
     quality = compare(photos, restored)
     yield paths[0], _draw_reconstruction(photos, latents, restored, quality, names, paths[0])
     latent_figure(latents.x, [_visible(x) for x in latents.x], names, paths[1])
     yield paths[1], "what the photos become: x_T, and its histogram against N(0, 1)"
     yield paths[2], _draw_morph(model, latents, paths[2])
-    yield paths[3], _draw_consistency(model, latents.x[:1], restored, names[0], paths[3])
+    yield paths[3], _draw_consistency(model, latents.x[:1], names[0], paths[3])
     yield paths[4], _draw_curve(model, photos, quality, paths[4])
+
+
+def _exact(model: Model, steps: int) -> Recipe:
+    return Recipe(default_grid(model.schedule, steps), Ddim(), model.denoiser(), Exact())
 
 
 def _sample_photos() -> Path:
@@ -72,15 +81,15 @@ def _draw_reconstruction(
     captions = [["", "", f"{q.psnr:.1f} dB", ""] for q in quality]
     write_image(sheet(tiles, row_titles=names, column_titles=columns, captions=captions, scale=3), path)
     mean = sum(q.psnr for q in quality) / len(quality)
-    return f"photos encoded into noise and decoded again, {STEPS} steps each way: {mean:.1f} dB on average"
+    return f"photos encoded into noise and decoded again by plain DDIM in {STEPS} steps: {mean:.1f} dB on average"
 
 
 def _draw_morph(model: Model, latents: Latents, path: Path) -> str:
-    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, grid=FRAME_STEPS)]
+    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, Motion(pace="none"), grid=FRAME_STEPS)]
     write_image(strip(frames[::2], scale=2), path)
     video = _video_path(path)
     write_video(frames + frames[-2:0:-1], video, fps=8, scale=4)
-    return f"a morph through the photos by slerp between their latents; {video.name} shows it moving"
+    return f"a morph through the photos, on a spline through their latents; {video.name} shows it moving"
 
 
 def _video_path(picture: Path) -> Path:
@@ -92,8 +101,8 @@ def _video_path(picture: Path) -> Path:
     return picture.with_suffix(".mp4")
 
 
-def _draw_consistency(model: Model, x: Tensor, restored: Tensor, name: str, path: Path) -> str:
-    same = [restored if steps == STEPS else sample(model, x, grid=steps) for steps in COLUMNS]
+def _draw_consistency(model: Model, x: Tensor, name: str, path: Path) -> str:
+    same = [sample(model, x, grid=steps) for steps in COLUMNS]
     other = [sample(model, x, grid=steps, solver=Ddim(eta=1.0), noise=SeededNoise((0,))) for steps in COLUMNS]
     rows = [[pictures[0].clamp(-1, 1) for pictures in row] for row in (same, other)]
     titles = [f"{name}\neta 0", f"{name}\neta 1"]
@@ -103,10 +112,18 @@ def _draw_consistency(model: Model, x: Tensor, restored: Tensor, name: str, path
 
 
 def _draw_curve(model: Model, photos: Tensor, quality: list[Quality], path: Path) -> str:
-    errors = {STEPS: sum(q.mse for q in quality) / len(quality)}
-    for steps in CURVE:
-        found = encode(model, photos, grid=steps).photos
-        errors[steps] = sum(record.quality.mse for record in found if record.quality) / len(found)
-    errors = dict(sorted(errors.items()))
-    error_figure(errors, "this model, the three photos of this demo", path)
-    return f"error of the round trip against steps: {', '.join(f'{s}: {e:.4f}' for s, e in errors.items())}"
+    def error(found: list[Quality]) -> float:
+        return sum(q.mse for q in found) / len(found)
+
+    def measured(recipe: Recipe) -> float:
+        restored = round_trip(model, photos, recipe)[1]
+        assert restored is not None
+        return error(compare(photos, restored))
+
+    explicit = {
+        steps: measured(Recipe(Grid.of(model.schedule, steps), Ddim(), model.denoiser(), Explicit())) for steps in CURVE
+    }
+    exact = {steps: measured(_exact(model, steps)) for steps in EXACT_CURVE} | {STEPS: error(quality)}
+    error_figure({"plain DDIM inversion": explicit, "exact inversion, the default": exact}, path)
+    told = ", ".join(f"{steps}: {value:.4f}" for steps, value in explicit.items())
+    return f"error of the round trip against steps: {told}; with exact inversion, {STEPS}: {exact[STEPS]:.1e}"

@@ -126,28 +126,36 @@ class NetworkDenoiser:
         Raises:
             ConfigError: an epsilon network at a level without signal, where x0 does not follow from eps.
         """
-        t = torch.full((len(x),), level.t, dtype=torch.float32, device=x.device)
-        out = self.network(x, t, self.condition)
-        variance = None
-        if out.shape[1] == 2 * x.shape[1]:
-            out, variance = out.chunk(2, dim=1)
-        return Prediction(*_convert(self.prediction, x, out, level), variance)
-
-
-def _convert(prediction: PredictionType, x: Tensor, out: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """(x0, eps) from the output, by x = signal * x0 + noise * eps and v = signal * eps - noise * x0."""
-    signal, noise = level.signal, level.noise
-    if prediction is PredictionType.EPSILON:
-        if signal == 0:
+        if self.prediction is PredictionType.EPSILON and level.signal == 0:
             raise ConfigError(
                 f"an epsilon model cannot start at t = {level.t:g}, where no signal is left; use a v or sample model"
             )
-        return (x - noise * out) / signal, out
+        t = torch.full((len(x),), level.t, dtype=torch.float32, device=x.device)
+        return interpret(self.prediction, x, self.network(x, t, self.condition), level.signal, level.noise)
+
+
+def interpret(
+    prediction: PredictionType, x: Tensor, out: Tensor, signal: float | Tensor, noise: float | Tensor
+) -> Prediction:
+    """What a network's raw output says, by x = signal * x0 + noise * eps and v = signal * eps - noise * x0.
+
+    Args:
+        prediction: what the network was trained to output.
+        x: (B, C, h, w), what it saw.
+        out: (B, C, h, w), or (B, 2 C, h, w) with a learned sigma.
+        signal: of the level, or of each row (B, 1, 1, 1).
+        noise: likewise.
+    """
+    variance = None
+    if out.shape[1] == 2 * x.shape[1]:
+        out, variance = out.chunk(2, dim=1)
+    if prediction is PredictionType.EPSILON:
+        return Prediction((x - noise * out) / signal, out, variance)
     if prediction is PredictionType.SAMPLE:
-        return out, (x - signal * out) / noise
+        return Prediction(out, (x - signal * out) / noise, variance)
     # Divided by signal^2 + noise^2, which is 1 in a variance-preserving schedule and not in others.
     total = signal**2 + noise**2
-    return (signal * x - noise * out) / total, (noise * x + signal * out) / total
+    return Prediction((signal * x - noise * out) / total, (noise * x + signal * out) / total, variance)
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,22 @@ def _concerns(error: OSError, *places: Path) -> bool:
     return any(p.is_relative_to(named) or named.is_relative_to(p) for p in (place.absolute() for place in places))
 
 
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed programs left of this file while they wrote it; no other program may be writing it now."""
+    for leftover in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
+        leftover.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file (UTF-8), whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def prepare_output(*paths: Path, overwrite: bool) -> None:

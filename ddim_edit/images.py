@@ -33,7 +33,7 @@ MAX_PIXELS = 64_000_000
 # Photos only: Pillow would also hand EPS to Ghostscript, and take plain text for some formats without a signature.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # HEIC is listed although Pillow cannot read it: a phone's photo must fail with a reason, not be passed over in silence.
-_SUFFIXES = (
+SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpeg", ".jpg"),
     *(".mpo", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
@@ -157,6 +157,12 @@ def write_image(pixels: Tensor, path: str | Path, *, metadata: Mapping[str, str]
         texts.add_itxt(keyword, text)
     with atomic(path) as temporary:
         image.save(temporary, format="PNG", pnginfo=texts)
+
+
+def read_picture(path: str | Path) -> Tensor:
+    """Read a picture that `write_image` wrote, as it is: (3, H, W), float32, [-1, 1]; errors as `read_image`."""
+    with _opened(Path(path)) as image:
+        return to_tensor(np.array(image.convert("RGB")))
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
@@ -295,7 +301,7 @@ def _padded(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
 def _photos_at(path: Path) -> list[Photo]:
     if path.is_dir():
         visible = sorted(file for file in path.iterdir() if not (file.name.startswith(".") or file.is_dir()))
-        photos = [Photo(file.stem, file) for file in visible if file.suffix.lower() in _SUFFIXES]
+        photos = [Photo(file.stem, file) for file in visible if file.suffix.lower() in SUFFIXES]
         if not photos:
             raise ImageError(f"{path} has no image files (such as .jpg or .png); subfolders are not searched")
         return photos

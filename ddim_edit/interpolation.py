@@ -1,28 +1,24 @@
 """Paths between latents: slerp and lerp of two, a path along many, and the positions of the frames on it.
 
 Tensors in, tensors out; no model and no files here. A latent is one tensor (C, h, w); the key latents of a path are
-stacked (N, C, h, w). The arithmetic is float64 on the CPU whatever the inputs are: float16 norms overflow, MPS has no
-float64, and this way a path has the same bits on every device that made its keys.
+stacked (N, C, h, w). The arithmetic is float64 on the CPU whatever the inputs are (see `sphere`).
 """
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddim_edit.errors import ConfigError, NumericsError
+from ddim_edit.errors import ConfigError
+from ddim_edit.sphere import arc, check_latent, norm
+from ddim_edit.splines import spline
 
 Radius = Literal["geometric", "linear", "keep"]
-How = Literal["slerp", "lerp"]
-
-# Unit directions whose sum is shorter than this are opposite: rounding to float32 alone leaves about 1e-7.
-_OPPOSITE = 1e-6
-# Keeps the draw below apart from every other use of the same seed. Were it x_T's own draw, a path from that x_T to its
-# opposite would look for a great circle through x_T itself.
-_STREAM = 0x51E4
+How = Literal["slerp", "squad", "catmull-rom", "lerp", "lerp-norm"]
 
 
 def slerp(a: Tensor, b: Tensor, t: Tensor | float, *, radius: Radius = "geometric", seed: int | None = None) -> Tensor:
@@ -57,21 +53,21 @@ def slerp(a: Tensor, b: Tensor, t: Tensor | float, *, radius: Radius = "geometri
     if radius not in ("geometric", "linear", "keep"):
         raise ConfigError(f"radius={radius!r} is not known; choose geometric, linear or keep")
     x, y = _pair(a, b)
-    r0, r1 = _norm(x), _norm(y)
+    r0, r1 = norm(x), norm(y)
     if r0 == 0 or r1 == 0:
         raise ConfigError(f"{'a' if r0 == 0 else 'b'} is all zeros and has no direction; use lerp, or another latent")
-    arc = _arc(x / r0, y / r1, None if radius == "keep" else seed)
+    circle = arc(x / r0, y / r1, None if radius == "keep" else seed)
 
     def between(s: float) -> Tensor:
         if radius == "keep":
-            return _raw(x, y, arc.angle, s)
-        norm = r0 ** (1 - s) * r1**s if radius == "geometric" else (1 - s) * r0 + s * r1
-        return norm * arc.direction(s)
+            return _raw(x, y, circle.angle, s)
+        length = r0 ** (1 - s) * r1**s if radius == "geometric" else (1 - s) * r0 + s * r1
+        return length * circle.direction(s)
 
     return _frames(x, y, t, between).to(a.device, a.dtype)
 
 
-def lerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
+def lerp(a: Tensor, b: Tensor, t: Tensor | float, *, correct_norm: bool = False) -> Tensor:
     """Interpolate on the straight line between two latents: for comparison, and rarely what a clip needs.
 
     Two independent latents are almost orthogonal, so the norm dips to 0.71 of theirs in the middle, where the model
@@ -81,13 +77,16 @@ def lerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
         a: One latent (C, h, w), or any shape of one latent.
         b: The other latent, of the same shape.
         t: Position in [0, 1]: a number, or (F,) for F frames.
+        correct_norm: Stretch every point of the line to the norm |a|^(1-t) |b|^t. The pictures stay vivid, and pass the
+            middle faster than the ends.
 
     Returns:
         The latent, shaped like `a` for a number and (F, C, h, w) for (F,); dtype and device of `a`. t = 0 and t = 1
         return the inputs bit for bit.
 
     Raises:
-        ConfigError: shapes differ, a batch is given, the values are not floats, or t is outside [0, 1].
+        ConfigError: shapes differ, a batch is given, the values are not floats, t is outside [0, 1], or the norm is to
+            be corrected where the line meets zero.
         NumericsError: an input holds NaN or infinity.
 
     Example:
@@ -95,22 +94,34 @@ def lerp(a: Tensor, b: Tensor, t: Tensor | float) -> Tensor:
         tensor([0.2500, 0.2500])
     """
     x, y = _pair(a, b)
-    return _frames(x, y, t, lambda s: x + s * (y - x)).to(a.device, a.dtype)
+    r0, r1 = norm(x), norm(y)
+
+    def between(s: float) -> Tensor:
+        point = x + s * (y - x)
+        if not correct_norm:
+            return point
+        if norm(point) == 0:
+            raise ConfigError(f"at t={s:g} the line meets zero, which has no norm to correct; use slerp")
+        return r0 ** (1 - s) * r1**s / norm(point) * point
+
+    return _frames(x, y, t, between).to(a.device, a.dtype)
 
 
-def along(keys: Tensor, u: Tensor, how: How = "slerp") -> Tensor:
-    """Walk a path through key latents, piece by piece: 0 is the first key, 1 the second, 1.5 half way to the third.
+def along(keys: Tensor, u: Tensor, how: How = "slerp", *, closed: bool = False) -> Tensor:
+    """Walk a path through key latents: 0 is the first key, 1 the second, 1.5 half way to the third.
 
     Args:
         keys: (N, C, h, w), N >= 1. A single key makes a constant path.
-        u: (F,) positions in [0, N - 1], in any order.
-        how: `slerp` or `lerp` between neighbouring keys.
+        u: (F,) positions in [0, N - 1], in any order; in [0, N] on a closed path, where N is the first key again.
+        how: `squad` and `catmull-rom` are smooth at the keys (see `splines`); `slerp`, `lerp` and `lerp-norm` go piece
+            by piece between neighbouring keys, and turn there.
+        closed: whether the path goes on from the last key to the first.
 
     Returns:
         (F, C, h, w), dtype and device of `keys`. A whole number returns its key bit for bit.
 
     Raises:
-        ConfigError: no keys, `u` is not (F,) or leaves [0, N - 1], or two neighbours allow no slerp.
+        ConfigError: no keys, `u` is not (F,) or leaves the path, or two neighbours allow no slerp.
         NumericsError: a key holds NaN or infinity.
 
     Example:
@@ -119,35 +130,46 @@ def along(keys: Tensor, u: Tensor, how: How = "slerp") -> Tensor:
                 [-0.7071,  0.7071],
                 [-1.0000,  0.0000]])
     """
-    if how not in ("slerp", "lerp"):
-        raise ConfigError(f"how={how!r} is not known; choose slerp or lerp")
+    if how not in get_args(How):
+        raise ConfigError(f"how={how!r} is not known; choose {', '.join(get_args(How))}")
     if keys.ndim < 2 or len(keys) < 1:
         raise ConfigError(f"keys have shape {tuple(keys.shape)}; a path needs (N, C, h, w) with at least one key")
-    _check_latent("keys", keys)
+    check_latent("keys", keys)
     where = u.detach().cpu().double()
-    _check_range("u", where, len(keys) - 1)
-    segment = where.floor().long()
-    t = where - segment
-    path = keys.detach()[segment.to(keys.device)]  # whole numbers are done with this
-    blend = slerp if how == "slerp" else lerp
-    for i in segment[t > 0].unique().tolist():
-        inside = segment == i
-        path[inside.to(keys.device)] = blend(keys[i], keys[i + 1], t[inside])
+    _check_range("u", where, segments(len(keys), closed=closed))
+    path = keys.detach()[(where.floor().long() % len(keys)).to(keys.device)]  # whole numbers are done with this
+    between = where != where.floor()
+    if len(keys) == 1 or not between.any():
+        return path
+    if how in ("slerp", "lerp", "lerp-norm"):
+        made = _piecewise(keys, where[between], how)
+    elif len(keys) == 2:  # a spline through two keys is their great circle, and on a closed path the same way back
+        made = _piecewise(keys, where[between], "slerp")
+    else:
+        made = spline(keys, where[between], how, closed=closed)
+    path[between.to(keys.device)] = made.to(keys.device, keys.dtype)
     return path
 
 
-def positions(keys: int, frames: int) -> Tensor:
+def segments(keys: int, *, closed: bool = False) -> int:
+    """How many pieces a path through so many keys has; its positions run from 0 to this number."""
+    return keys if closed else keys - 1
+
+
+def positions(keys: int, frames: int, *, closed: bool = False) -> Tensor:
     """Spread frames over a path through keys so that every key is met exactly, and each photo really appears.
 
-    Key i falls on frame round(i (frames - 1) / (keys - 1)); the frames between two keys are equally spaced, and
-    segments differ by at most one frame. Frames spread over the whole path at once would step over the keys.
+    Key i falls on frame round(i (frames - 1) / (keys - 1)), or round(i frames / keys) on a closed path, whose first key
+    is not repeated at the end; the frames between two keys are equally spaced, and segments differ by at most one
+    frame. Frames spread over the whole path at once would step over the keys. `pacing` spaces them by what is seen.
 
     Args:
         keys: Number of keys, N >= 1.
         frames: Number of frames, F >= N.
+        closed: Whether the path goes on from the last key to the first.
 
     Returns:
-        (F,) float64, rising from 0 to N - 1 (all 0 for one key): what `along` takes as `u`.
+        (F,) float64, rising from 0 to N - 1 (all 0 for one key), or to below N on a closed path: what `along` takes.
 
     Raises:
         ConfigError: no keys, or fewer frames than keys.
@@ -160,42 +182,20 @@ def positions(keys: int, frames: int) -> Tensor:
         raise ConfigError(f"keys={keys} but a path needs at least one key")
     if frames < keys:
         raise ConfigError(f"frames={frames} but there are {keys} keys; choose frames >= {keys} so that each appears")
-    key_frames = np.linspace(0, frames - 1, keys).round()
-    return torch.from_numpy(np.interp(np.arange(frames), key_frames, np.arange(keys)))
+    stops = segments(keys, closed=closed) + 1
+    key_frames = np.linspace(0, frames - 1 + closed, stops).round()
+    return torch.from_numpy(np.interp(np.arange(frames), key_frames, np.arange(stops)))
 
 
-class _Arc(NamedTuple):
-    """A piece of a great circle: two orthogonal unit vectors, its middle and its chord, and its angle."""
-
-    middle: Tensor
-    chord: Tensor
-    angle: float
-
-    def direction(self, s: float) -> Tensor:
-        phi = (s - 0.5) * self.angle
-        return math.cos(phi) * self.middle + math.sin(phi) * self.chord
-
-
-def _arc(u: Tensor, v: Tensor, seed: int | None) -> _Arc:
-    """The shorter great circle from unit vector u to unit vector v; for opposite ones, one chosen by the seed."""
-    middle, chord = u + v, v - u
-    angle = 2 * math.atan2(_norm(chord), _norm(middle))
-    if _norm(middle) < _OPPOSITE:
-        if seed is None:
-            raise ConfigError(
-                "a and b are exactly opposite, so the great circle between them is not determined; change one of them, "
-                'or pass seed= (with radius "geometric" or "linear") to go through a random direction'
-            )
-        draw = _draw(u.shape, seed)
-        middle = draw - (draw * chord).sum() / _norm(chord) ** 2 * chord
-    # Identical inputs have a zero chord: it stays zero, and nothing is divided by zero.
-    return _Arc(middle / _norm(middle), chord / (_norm(chord) or 1.0), angle)
-
-
-def _draw(shape: torch.Size, seed: int) -> Tensor:
-    if seed < 0:
-        raise ConfigError(f"seed={seed} is negative; choose seed >= 0")
-    return torch.from_numpy(np.random.default_rng((seed, _STREAM)).standard_normal(tuple(shape)))
+def _piecewise(keys: Tensor, u: Tensor, how: How) -> Tensor:
+    """The path between neighbouring keys, in float64 on the CPU; no position is whole."""
+    blend = slerp if how == "slerp" else partial(lerp, correct_norm=how == "lerp-norm")
+    number = u.floor().long()
+    path = torch.empty((len(u), *keys.shape[1:]), dtype=torch.float64)
+    for i in number.unique().tolist():
+        a, b = (keys[k % len(keys)].detach().cpu().double() for k in (i, i + 1))
+        path[number == i] = blend(a, b, u[number == i] - i)
+    return path
 
 
 def _raw(x: Tensor, y: Tensor, angle: float, s: float) -> Tensor:
@@ -221,17 +221,9 @@ def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         raise ConfigError(f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}; both must come from one model")
     if a.ndim > 3 and len(a) != 1:
         raise ConfigError(f"shape {tuple(a.shape)} looks like a batch; pass one latent (C, h, w) each, or use along")
-    _check_latent("a", a)
-    _check_latent("b", b)
+    check_latent("a", a)
+    check_latent("b", b)
     return a.detach().cpu().double(), b.detach().cpu().double()
-
-
-def _check_latent(name: str, x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise ConfigError(f"{name} holds {x.dtype}; latents are floats, and rounding a path to integers would ruin it")
-    if not x.isfinite().all():
-        count = int((~x.isfinite()).sum())
-        raise NumericsError(f"{name} holds {count} values that are not finite; encode it again, in float32")
 
 
 def _check_range(name: str, where: Tensor, last: int) -> None:
@@ -240,7 +232,3 @@ def _check_range(name: str, where: Tensor, last: int) -> None:
     outside = where[~((where >= 0) & (where <= last))]
     if len(outside):
         raise ConfigError(f"{name}={outside[0]:g} is outside [0, {last}]; choose positions from 0 to {last}")
-
-
-def _norm(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x))

@@ -19,6 +19,7 @@ from ddim_edit.recipe import Recipe
 from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.solvers import Ddim, Solver
 
+OVERSHOOT = 2.0  # a decoded picture that was never rounded may leave [-1, 1] by a little; 8-bit values are far beyond
 GOOD_PSNR = 30.0  # dB; below it a difference is easily seen
 STEPS, SPACING = 20, "quadratic"  # by default; benchmarks/inversion.py says why
 
@@ -99,7 +100,7 @@ def round_trip(
     )
     with torch.no_grad():
         found = recipe.inverse.run(task)
-    latents = _with_health(_latents(model, recipe, found))
+    latents = with_health(_latents(model, recipe, found))
     restored = found.restored
     if check and restored is None:
         restored = decode(
@@ -142,6 +143,15 @@ def with_quality(latents: Latents, pixels: Tensor, restored: Tensor) -> Latents:
     return replace(latents, photos=photos)
 
 
+def with_health(latents: Latents) -> Latents:
+    """Latents with statistics in their records, where they are whole; see `metrics.latent_health`."""
+    if not latents.whole:
+        return latents
+    health = latent_health(latents.x)
+    photos = tuple(replace(record, health=h) for record, h in zip(latents.photos, health, strict=True))
+    return replace(latents, photos=photos)
+
+
 def advice(record: PhotoRecord) -> list[str]:
     """What a user should know about an encoded photo: one line per problem, with the remedy; empty when all is well."""
     lines: list[str] = []
@@ -160,14 +170,6 @@ def advice(record: PhotoRecord) -> list[str]:
     return lines
 
 
-def _with_health(latents: Latents) -> Latents:
-    if not latents.whole:
-        return latents
-    health = latent_health(latents.x)
-    photos = tuple(replace(record, health=h) for record, h in zip(latents.photos, health, strict=True))
-    return replace(latents, photos=photos)
-
-
 def _check_pixels(model: Model, pixels: Tensor) -> None:
     height, width = model.image_size
     if pixels.ndim != 4 or pixels.shape[1:] != (3, height, width) or len(pixels) == 0:
@@ -176,5 +178,5 @@ def _check_pixels(model: Model, pixels: Tensor) -> None:
         )
     if pixels.dtype not in (torch.float32, torch.float64):
         raise ConfigError(f"pixels are {pixels.dtype}; give float32 or float64 in [-1, 1] (images.to_tensor converts)")
-    if not torch.isfinite(pixels).all() or pixels.abs().max() > 1 + 1e-4:
+    if not torch.isfinite(pixels).all() or pixels.abs().max() > OVERSHOOT:
         raise ConfigError("pixels are not finite or not in [-1, 1]; scale 8-bit values by x / 127.5 - 1")

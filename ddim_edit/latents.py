@@ -119,6 +119,7 @@ class Latents:
         memory: the solver's own tensors, if it has any.
         trajectory: (K, B, C, h, w), intermediate x_t if they were asked for, cleanest first, or None.
         trajectory_t: the timesteps of the trajectory.
+        noises: (S, B, C, h, w), the step noise that belongs to the code at eta > 0, as `noise.GivenNoise` takes it.
     """
 
     x: Tensor
@@ -129,6 +130,7 @@ class Latents:
     memory: tuple[Tensor, ...] = ()
     trajectory: Tensor | None = None
     trajectory_t: tuple[float, ...] = ()
+    noises: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.photos:
@@ -159,6 +161,7 @@ class Latents:
             photos=tuple(self.photos[row] for row in index),
             memory=tuple(value[index] for value in self.memory),
             trajectory=None if self.trajectory is None else self.trajectory[:, index],
+            noises=None if self.noises is None else self.noises[:, index],
         )
 
     @classmethod
@@ -177,6 +180,9 @@ class Latents:
                 fields = ", ".join(_differences(dict(first.how), dict(part.how))) or "level"
                 raise LatentsError(f"latents were encoded differently ({fields}); encode the photos in one run")
         trajectories = [part.trajectory for part in parts if part.trajectory is not None]
+        noises = [part.noises for part in parts if part.noises is not None]
+        if len(noises) not in (0, len(parts)):
+            raise LatentsError("some of the latents carry step noise and some do not; make them in one run")
         alike = len(trajectories) == len(parts) and all(part.trajectory_t == first.trajectory_t for part in parts)
         return replace(
             first,
@@ -185,6 +191,7 @@ class Latents:
             memory=tuple(torch.cat(values) for values in zip(*(part.memory for part in parts), strict=True)),
             trajectory=torch.cat(trajectories, 1) if alike else None,
             trajectory_t=first.trajectory_t if alike else (),
+            noises=torch.cat(noises, 1) if noises else None,
         )
 
     def require_same(self, space: Mapping[str, object], of: str) -> None:
@@ -212,6 +219,8 @@ class Latents:
         tensors = {"x": self.x} | {f"memory.{k}": value for k, value in enumerate(self.memory)}
         if self.trajectory is not None:
             tensors["trajectory"] = self.trajectory
+        if self.noises is not None:
+            tensors["noises"] = self.noises
         header: Header = {
             "format": FORMAT,
             "level": self.level._asdict(),
@@ -249,6 +258,7 @@ class Latents:
                 memory=tuple(tensors[f"memory.{k}"] for k in range(len(tensors)) if f"memory.{k}" in tensors),
                 trajectory=tensors.get("trajectory"),
                 trajectory_t=tuple(header["trajectory_t"]),
+                noises=tensors.get("noises"),
             )
         except (KeyError, TypeError, AttributeError, ValueError, LatentsError) as error:
             raise LatentsError(f"{path}: its record is incomplete ({error!r}); encode the photos again") from error

@@ -16,7 +16,7 @@ from torch import Tensor
 from ddim_edit.errors import ConfigError, NumericsError
 
 # What a good latent may show at most. A Gaussian has rms 1, excess kurtosis 0 and neighbour correlation 0.
-RMS_RANGE = (0.9, 1.1)
+RMS_RANGE = (0.93, 1.07)
 MAX_EXCESS_KURTOSIS = 0.5
 MAX_NEIGHBOUR_CORRELATION = 0.15
 
@@ -161,6 +161,15 @@ def changed_8bit(reference: Tensor, result: Tensor) -> Tensor:
     """
     x, y = ((p * 255).clamp(0, 255).round() for p in _pair(reference, result))
     return (x != y).double().mean(dim=(1, 2, 3))
+
+
+def pixels_off(reference: Tensor, result: Tensor) -> Tensor:
+    """Share per photo of pixels with a channel off by more than 1/255. Arguments, result and errors are those of `mse`.
+
+    An error of exactly one 8-bit level does not count, and neither does a rounding of 1e-6 above it.
+    """
+    x, y = _pair(reference, result)
+    return ((x - y).abs().amax(dim=1) > 1 / 255 + 1e-6).double().mean(dim=(1, 2))
 
 
 def latent_health(x: Tensor) -> list[LatentHealth]:

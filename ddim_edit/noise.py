@@ -4,8 +4,9 @@ Every image has its own seed and every use its own stream, keyed by (seed, strea
 depend on the batch, the device or the number of steps it was made with, and x_T never shares numbers with the
 noise of the steps (with a shared stream, samples at eta > 0 blow up). Numbers are drawn on the CPU in float32.
 
-The package draws in one other place: `interpolation.slerp`, where it is given a seed, takes from it the direction
-in which to leave a latent for its exact opposite. Nothing is drawn without a seed of the caller's.
+The package draws in few other places, never without a seed: `sphere` (which way to leave a latent for its exact
+opposite), `training` (batches, timesteps, noise, first weights), `evaluation` (timesteps and noise to judge a model
+by) and `experiments.statistics` (the bootstrap).
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from ddim_edit.errors import ConfigError
 
-Stream = Literal["latent", "step"]
-_STREAMS: dict[Stream, int] = {"latent": 0, "step": 1}
+Stream = Literal["latent", "step", "evaluation", "training", "order"]
+_STREAMS: dict[Stream, int] = {"latent": 0, "step": 1, "evaluation": 2, "training": 3, "order": 4}
 
 
 def gaussian(seeds: Sequence[int], shape: tuple[int, ...], stream: Stream = "latent", step: int = 0) -> Tensor:
@@ -39,14 +40,18 @@ def gaussian(seeds: Sequence[int], shape: tuple[int, ...], stream: Stream = "lat
     """
     if any(seed < 0 for seed in seeds):
         raise ConfigError(f"seed {min(seeds)} is negative; choose seeds of 0 or more")
-    return torch.stack([_draw(seed, shape, _STREAMS[stream], step) for seed in seeds])
+    return torch.stack([torch.randn(shape, generator=generator(seed, stream, step)) for seed in seeds])
 
 
-def _draw(seed: int, shape: tuple[int, ...], stream: int, step: int) -> Tensor:
+def generator(seed: int, stream: Stream, step: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that depends on nothing but (seed, stream, step); seeds and steps are 0 or more.
+
+    Another kind of device draws other numbers; whatever must agree between devices is drawn on the CPU and moved.
+    """
     # The seed comes last: it may fill several 32-bit words, and must not reach into those of stream and step.
-    key = np.random.SeedSequence((stream, step, seed)).generate_state(2, np.uint64)
+    key = np.random.SeedSequence((_STREAMS[stream], step, seed)).generate_state(2, np.uint64)
     # 63 bits: torch takes a signed 64-bit seed.
-    return torch.randn(shape, generator=torch.Generator().manual_seed(int(key[0] >> np.uint64(1))))
+    return torch.Generator(device).manual_seed(int(key[0] >> np.uint64(1)))
 
 
 @dataclass(frozen=True)

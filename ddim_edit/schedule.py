@@ -158,15 +158,16 @@ class NoiseSchedule:
             eps: (B, C, H, W) standard normal.
             t: (B,) integer timesteps in [0, T - 1].
         """
-        signal, noise = self._coefficients(x0, t)
+        signal, noise = self.signal_and_noise(t, x0)
         return signal * x0 + noise * eps
 
     def velocity(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """The target of v-prediction, v = signal * eps - noise * x0 (arXiv 2202.00512). Shapes as `add_noise`."""
-        signal, noise = self._coefficients(x0, t)
+        signal, noise = self.signal_and_noise(t, x0)
         return signal * eps - noise * x0
 
-    def _coefficients(self, like: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def signal_and_noise(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise of integer timesteps (B,), shaped to multiply `like` (B, ...), in its dtype and place."""
         alpha_bar = torch.from_numpy(self.alpha_bar)[t.cpu()].view(-1, *[1] * (like.ndim - 1))
         return alpha_bar.sqrt().to(like), (1 - alpha_bar).sqrt().to(like)
 

@@ -75,7 +75,7 @@ def sheet(
     scale: int = 1,
     title: str = "",
 ) -> Tensor:
-    """Lay pictures out in rows on white, with text.
+    """Lay pictures out in rows on white, with text. `tile_boxes` says where each of them comes to lie.
 
     Long text is wrapped, and a column is as wide as its widest picture or text. Text beyond ASCII is drawn where the
     system has a font for it, and spelled in ASCII where it has none.
@@ -95,17 +95,63 @@ def sheet(
         ImageError: no tiles, tiles of another shape, or text for tiles that do not exist.
         NumericsError: a tile has values that are not finite.
     """
-    texts = captions or ()
-    columns = max((len(row) for row in tiles), default=0)
-    if columns == 0:
-        raise ImageError("a sheet of no tiles; give at least one")
-    _check_titles(tiles, columns, row_titles, column_titles, texts)
-    rows: list[list[_Cell]] = []
-    for row, beside, below in zip_longest(tiles, row_titles, texts):
-        rows.append([_label(beside or ""), *_row(row, below or (), scale)])
-    widths = [max(tile.shape[-1] for tile in column if tile is not None) * scale for column in zip_longest(*tiles)]
-    above = [_label(text, width) for text, width in zip(column_titles, widths, strict=False)]
-    return _table([[_label(""), *above], *rows], title)
+    cells = _cells(tiles, row_titles, column_titles, captions or (), scale)
+    layout = _Layout.of(cells, title)
+    paper = Image.new("RGB", layout.size, "white")
+    canvas = ImageDraw.Draw(paper)
+    layout.heading.draw(canvas, _MARGIN, _MARGIN)
+    for row, top in zip(cells, layout.tops, strict=True):
+        for cell, left in zip(row, layout.lefts, strict=False):
+            if cell.picture:
+                paper.paste(cell.picture, (left, top))
+            cell.text.draw(canvas, left, top + cell.height - cell.text.height)
+    return to_tensor(np.array(paper))
+
+
+def tile_boxes(
+    tiles: Sequence[Sequence[Tensor]],
+    *,
+    row_titles: Sequence[str] = (),
+    column_titles: Sequence[str] = (),
+    captions: Sequence[Sequence[str]] | None = None,
+    scale: int = 1,
+    title: str = "",
+) -> list[list[tuple[int, int, int, int]]]:
+    """Where `sheet`, given the same, puts the tiles: (left, top, width, height) in pixels, in the shape of `tiles`.
+
+    Arguments and errors as `sheet`.
+    """
+    cells = _cells(tiles, row_titles, column_titles, captions or (), scale)
+    layout = _Layout.of(cells, title)
+    return [
+        [
+            (left, top, cell.picture.width, cell.picture.height)
+            for cell, left in zip(row[1:], layout.lefts[1:], strict=False)
+            if cell.picture
+        ]
+        for row, top in zip(cells[1:], layout.tops[1:], strict=True)
+    ]
+
+
+def captioned(frame: Tensor, text: str) -> Tensor:
+    """Put one line of text below a frame, on white; the same size whatever the text, so that frames make a video.
+
+    Args:
+        frame: (3, H, W), float, [-1, 1].
+        text: shortened at its end where the frame is too narrow for it.
+
+    Returns:
+        (3, H + 27, W), float32, [-1, 1].
+    """
+    picture = Image.fromarray(to_uint8(frame))
+    room = picture.width - _GUTTER
+    text, font = readable(text, _TEXT_SIZE)
+    while text and _length(text, font) > room:
+        text = text.removesuffix("...")[:-1] + "..." if len(text) > 4 else ""
+    paper = Image.new("RGB", (picture.width, picture.height + _line_height(_TEXT_SIZE) + _GUTTER), "white")
+    paper.paste(picture, (0, 0))
+    _wrapped(text, room).draw(ImageDraw.Draw(paper), _GUTTER // 2, picture.height + _GUTTER // 2)
+    return to_tensor(np.array(paper))
 
 
 def strip(frames: Sequence[Tensor], *, scale: int = 1) -> Tensor:
@@ -148,23 +194,45 @@ def _row(tiles: Sequence[Tensor], captions: Sequence[str], scale: int) -> list[_
     return [_Cell(picture, _wrapped(text, picture.width)) for picture, text in zip(pictures, texts, strict=True)]
 
 
-def _table(rows: Sequence[Sequence[_Cell]], title: str) -> Tensor:
-    columns = max(len(row) for row in rows)
-    widths = [max(row[column].width for row in rows if column < len(row)) for column in range(columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    lefts = _starts(_MARGIN, widths)
-    heading = _wrapped(title, lefts[-1] - _GUTTER - _MARGIN, _TITLE_SIZE)
-    tops = _starts(_MARGIN, [heading.height, *heights])
-    size = max(lefts[-1] - _GUTTER, _MARGIN + heading.width) + _MARGIN, tops[-1] - _GUTTER + _MARGIN
-    paper = Image.new("RGB", size, "white")
-    canvas = ImageDraw.Draw(paper)
-    heading.draw(canvas, _MARGIN, _MARGIN)
-    for row, top in zip(rows, tops[1:], strict=False):
-        for cell, left in zip(row, lefts, strict=False):
-            if cell.picture:
-                paper.paste(cell.picture, (left, top))
-            cell.text.draw(canvas, left, top + cell.height - cell.text.height)
-    return to_tensor(np.array(paper))
+def _cells(
+    tiles: Sequence[Sequence[Tensor]],
+    row_titles: Sequence[str],
+    column_titles: Sequence[str],
+    captions: Sequence[Sequence[str]],
+    scale: int,
+) -> list[list[_Cell]]:
+    """The table that a sheet is: titles of the columns in its first row, titles of the rows in its first column."""
+    columns = max((len(row) for row in tiles), default=0)
+    if columns == 0:
+        raise ImageError("a sheet of no tiles; give at least one")
+    _check_titles(tiles, columns, row_titles, column_titles, captions)
+    rows: list[list[_Cell]] = []
+    for row, beside, below in zip_longest(tiles, row_titles, captions):
+        rows.append([_label(beside or ""), *_row(row, below or (), scale)])
+    widths = [max(tile.shape[-1] for tile in column if tile is not None) * scale for column in zip_longest(*tiles)]
+    above = [_label(text, width) for text, width in zip(column_titles, widths, strict=False)]
+    return [[_label(""), *above], *rows]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the columns and rows of a table begin, in pixels, below its heading."""
+
+    heading: _Text
+    lefts: list[int]
+    tops: list[int]
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[_Cell]], title: str) -> "_Layout":
+        columns = max(len(row) for row in rows)
+        widths = [max(row[column].width for row in rows if column < len(row)) for column in range(columns)]
+        heights = [max(cell.height for cell in row) for row in rows]
+        lefts = _starts(_MARGIN, widths)
+        heading = _wrapped(title, lefts[-1] - _GUTTER - _MARGIN, _TITLE_SIZE)
+        tops = _starts(_MARGIN, [heading.height, *heights])
+        size = max(lefts[-1] - _GUTTER, _MARGIN + heading.width) + _MARGIN, tops[-1] - _GUTTER + _MARGIN
+        return cls(heading, lefts[:-1], tops[1:-1], size)
 
 
 def _starts(first: int, sizes: Sequence[int]) -> list[int]:

@@ -12,7 +12,7 @@ import re
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -36,12 +36,14 @@ _MAX_GIF_FPS = 50  # viewers slow delays below 20 ms down to 100 ms
 
 @dataclass(frozen=True)
 class _Movie:
-    """What a writer must know before the first frame. `crf` is for mp4 only."""
+    """What a writer must know before the first frame. `crf` and `metadata` are for mp4, `manifest` for a folder."""
 
     width: int
     height: int
     fps: Fraction
     crf: int
+    metadata: Mapping[str, str]
+    manifest: str
 
     def delay(self, number: int, unit: int) -> int:
         """How long frame `number` stays, in 1/`unit` seconds; the rounding errors do not add up."""
@@ -70,7 +72,16 @@ def check_video_path(path: Path, *, fps: float = 30) -> None:
     _check_free(path)
 
 
-def write_video(frames: Iterable[Tensor], path: str | Path, *, fps: float = 30, scale: int = 1, crf: int = 14) -> int:
+def write_video(
+    frames: Iterable[Tensor],
+    path: str | Path,
+    *,
+    fps: float = 30,
+    scale: int = 1,
+    crf: int = 14,
+    metadata: Mapping[str, str] | None = None,
+    manifest: str = "",
+) -> int:
     """Write frames as a video, an animation or a folder, whole or not at all, holding one frame at a time.
 
     `.mp4` is H.264 that plays everywhere (yuv420p, BT.709, limited range, index first); an odd side gets one more row
@@ -83,6 +94,8 @@ def write_video(frames: Iterable[Tensor], path: str | Path, *, fps: float = 30, 
         fps: frames a second.
         scale: enlarge every pixel to `scale` x `scale`.
         crf: quality of the mp4, 1 (best) to 51 (smallest).
+        metadata: `title`, `comment` and the like, inside an mp4; the other formats have no place for it.
+        manifest: written beside the frames of a folder as `manifest.json`.
 
     Returns:
         The number of frames written.
@@ -103,7 +116,7 @@ def write_video(frames: Iterable[Tensor], path: str | Path, *, fps: float = 30, 
     if first is None:
         raise ImageError(f"{path} would have no frames; give at least one")
     height, width = first.shape[:2]
-    movie = _Movie(width, height, Fraction(fps).limit_denominator(1001), crf)
+    movie = _Movie(width, height, Fraction(fps).limit_denominator(1001), crf, metadata or {}, manifest)
     written = 0
 
     def counted() -> Iterator[Picture]:
@@ -132,6 +145,8 @@ def _pictures(frames: Iterable[Tensor], scale: int) -> Iterator[Picture]:
 def _write_folder(pictures: Iterable[Picture], folder: Path, movie: _Movie) -> None:
     for number, picture in enumerate(pictures):
         Image.fromarray(picture).save(folder / f"frame_{number:06d}.png")
+    if movie.manifest:
+        (folder / "manifest.json").write_text(movie.manifest, encoding="utf-8")
 
 
 # mp4
@@ -142,6 +157,7 @@ def _write_mp4(pictures: Iterable[Picture], path: Path, movie: _Movie) -> None:
 
     # An absolute path, because FFmpeg would read "a:b.mp4" as an address.
     with av.open(str(path.absolute()), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        container.metadata.update(movie.metadata)
         stream = container.add_stream("libx264", rate=movie.fps, options={"crf": str(movie.crf)})
         stream.width, stream.height = movie.width + movie.width % 2, movie.height + movie.height % 2
         stream.pix_fmt = "yuv420p"
@@ -305,7 +321,8 @@ def _check_free(path: Path) -> None:
 
 
 def _holds_only_frames(path: Path) -> bool:
-    return path.is_dir() and all(re.fullmatch(r"frame_\d{6,}\.png", file.name) for file in path.iterdir())
+    ours = re.compile(r"frame_\d{6,}\.png|manifest\.json")
+    return path.is_dir() and all(ours.fullmatch(file.name) for file in path.iterdir())
 
 
 @contextmanager

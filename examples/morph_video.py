@@ -19,9 +19,12 @@ def main(photos: Sequence[Path], out: Path, frames: int = 60, steps: int = 50) -
     latents = de.encode(model, pixels, grid=steps, check=False)
 
     # Frames are decoded when the writer asks for them, so a long video needs no more memory than a short one.
-    count = de.write_video(de.morph(model, latents, frames), out / "morph.webp", fps=30, scale=4)
+    exact = de.Motion(endpoints="exact", pilot=5)  # meets the photos, and finds an even pace from 5 frames a segment
+    clip = de.morph(model, latents, frames, exact, photos=pixels)
+    count = de.write_video(clip, out / "morph.webp", fps=30, scale=4)
 
-    rows = [list(de.morph(model, latents, 2 * len(photos) - 1, how=how)) for how in ("slerp", "lerp")]
+    plain = [de.Motion(path=path, pace="none") for path in ("slerp", "lerp")]
+    rows = [list(de.morph(model, latents, 2 * len(photos) - 1, motion)) for motion in plain]
     tiles = [[frame.clamp(-1, 1) for frame in row] for row in rows]
     de.write_image(de.sheet(tiles, row_titles=["slerp", "lerp"], scale=2), out / "paths.png")
     print(f"{count} frames in {out / 'morph.webp'}")

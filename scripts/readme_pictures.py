@@ -18,7 +18,7 @@ def main(out: Path) -> None:
     model = de.load_model("small")
     folder = Path(skimage.__file__).parent / "data"
     photos = torch.stack([de.read_image(folder / f"{name}.png", model.image_size) for name in PHOTOS])
-    latents = de.encode(model, photos, grid=50)
+    latents = de.encode(model, photos)
     restored = de.decode(model, latents)
 
     tiles = [
@@ -30,8 +30,8 @@ def main(out: Path) -> None:
     sheet = de.sheet(tiles, row_titles=PHOTOS, column_titles=titles, captions=captions, scale=2)
     de.write_image(sheet, out / "reconstruction.png")
 
-    loop = de.Latents.join([latents, latents.select([0])])
-    de.write_video(list(de.morph(model, loop, 37, grid=20))[:-1], out / "morph.webp", fps=12, scale=3)
+    loop = de.morph(model, latents, 36, de.Motion(loop="closed", endpoints="exact"), photos=photos)
+    de.write_video(loop, out / "morph.webp", fps=12, scale=3)
 
 
 if __name__ == "__main__":

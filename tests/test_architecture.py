@@ -16,8 +16,16 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # Short names: inside `ddim_edit`. `at_top` are third-party packages that load with the module, `inside` those that
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
-VERBS = "planning inverse recipe latents decoding inversion"
-USES = "images sheets video files batch"
+PATHS = "sphere splines interpolation mixing corrections pacing"
+VERBS = "planning inverse recipe latents decoding inversion morphing"
+USES = "images sheets video files batch rendering datasets evaluation"
+EXPERIMENTS = " ".join(
+    f"experiments.{name}"
+    for name in (
+        *("base", "charts", "store", "statistics", "tables", "report", "runner", "attributes", "features"),
+        *("reconstruct", "consistency", "eta_steps", "interpolate", "cycle", "trajectory"),
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -38,8 +46,14 @@ TABLE = {
     "grid": May("errors schedule", "numpy"),
     "noise": May("errors", "numpy torch"),
     "metrics": May("errors", "torch", "skimage"),
-    "interpolation": May("errors", "numpy torch"),
+    "sphere": May("errors", "numpy torch"),
+    "splines": May("sphere", "numpy torch", "scipy"),
+    "interpolation": May("errors sphere splines", "numpy torch"),
+    "mixing": May("errors sphere interpolation", "torch"),
+    "corrections": May("errors", "numpy torch"),
+    "pacing": May("errors metrics", "numpy torch", "scipy"),
     "denoiser": May("errors schedule", "torch"),
+    "variational": May("schedule", "numpy torch"),
     "solvers.base": May("denoiser grid", "torch"),
     "solvers.ddim": May("errors schedule grid denoiser solvers.base"),
     "solvers.quadrature": May("schedule", "numpy torch"),
@@ -63,7 +77,8 @@ TABLE = {
     "ode": May("errors schedule grid denoiser solvers.base", "torch"),
     # Models: a checkpoint family knows no solver, no loop and no latents
     "models.base": May("errors schedule denoiser", "torch"),
-    "models.unet2d": May("errors schedule denoiser models.base", "torch", "diffusers safetensors"),
+    "models.previous": May("schedule denoiser", "numpy torch"),
+    "models.unet2d": May("errors schedule denoiser models.base models.previous", "torch", "diffusers safetensors"),
     "models": May("errors models.base models.unet2d", "torch", "huggingface_hub"),
     # Data
     "colour": May("errors", "numpy PIL"),
@@ -77,26 +92,93 @@ TABLE = {
     "planning": May("grid"),
     "inverse": May("errors grid denoiser solvers ode metrics planning", "torch"),
     "recipe": May("errors grid denoiser solvers inverse models.base latents"),
-    "decoding": May(
-        "errors grid denoiser noise solvers solvers.base ode interpolation models.base latents recipe", "torch"
-    ),
+    "decoding": May("errors grid denoiser noise solvers solvers.base ode models.base latents recipe", "torch"),
     "inversion": May(
         "errors schedule grid denoiser solvers ode metrics inverse models.base latents recipe decoding", "torch"
     ),
+    "morphing": May(
+        "errors grid ode interpolation corrections pacing models.base latents recipe decoding inversion", "torch"
+    ),
     # Uses
+    "rendering": May("errors files grid ode images models.base latents morphing", "numpy torch PIL", "safetensors"),
     "batch": May("errors images inversion decoding latents recipe models.base noise ode", "torch"),
+    "datasets": May("errors images batch", "numpy torch"),
+    "evaluation": May("errors denoiser models.base noise schedule variational", "torch"),
+    # Training: from pure functions to the loop
+    "training.timesteps": May("", "torch"),
+    "training.optimizers": May("", "torch"),
+    "training.objectives": May("denoiser schedule variational models.previous", "numpy torch"),
+    "training.config": May("errors training.objectives training.optimizers training.timesteps"),
+    "training.data": May("errors noise schedule datasets models.base training.objectives training.timesteps", "torch"),
+    "training.network": May(
+        "errors schedule models models.previous models.unet2d training.config", "numpy torch", "diffusers"
+    ),
+    "training.reports": May(
+        "datasets decoding evaluation images sheets models models.unet2d training.data training.network", "torch"
+    ),
+    "training.checkpoint": May("errors files training.network", "torch", "safetensors"),
+    "training.run": May(
+        "errors noise datasets training.config training.data training.network training.objectives "
+        "training.optimizers training.timesteps",
+        "torch",
+        "diffusers",
+    ),
+    "training.loop": May(
+        "errors files models datasets training.checkpoint training.config training.data training.network "
+        "training.optimizers training.reports training.run",
+        "torch",
+        "accelerate",
+    ),
+    "training": May("training.config training.loop"),
     "demo": May(f"{NUMERICS} {VERBS} images sheets video plots", "torch", "skimage"),
     "doctor": May(f"{NUMERICS} {VERBS} video", "", "torch torchvision huggingface_hub"),
+    # Experiments: the six know the shared parts, which know none of the six
+    "experiments.base": May("ode plots", "numpy torch"),
+    "experiments.store": May("errors files images experiments.base", "torch"),
+    "experiments.statistics": May("experiments.base", "numpy", "scipy"),
+    "experiments.tables": May("experiments.base experiments.statistics"),
+    "experiments.report": May("plots experiments.base experiments.statistics experiments.tables"),
+    "experiments.runner": May(
+        "errors files images ode plots experiments.base experiments.report experiments.statistics experiments.store "
+        "experiments.tables"
+    ),
+    "experiments.charts": May("images plots sheets experiments.base experiments.store", "torch"),
+    "experiments.attributes": May("", "torch"),
+    "experiments.features": May("errors models.base experiments.base", "numpy torch"),
+    **{
+        f"experiments.{name}": May(f"{NUMERICS} {PATHS} {VERBS} {USES} plots {EXPERIMENTS}", "numpy torch")
+        for name in ("reconstruct", "consistency", "eta_steps", "interpolate", "cycle", "trajectory")
+    },
+    "experiments": May(EXPERIMENTS),
     # Faces: torch only inside functions, so that --help answers at once
     "cli.values": May("", "click"),
     "cli.options": May(f"{NUMERICS} {VERBS} {USES} cli.values", "click", "torch"),
     "cli.run": May(f"{NUMERICS} {VERBS} {USES} cli.options", "click", "torch tqdm"),
     "cli.method": May(f"{NUMERICS} {VERBS} cli.options", "click"),
-    "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run", "click"),
+    "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch"),
     "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch numpy"),
+    "cli.evaluation": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click"),
+    "cli.training": May(
+        "errors datasets training training.config training.loop cli.options cli.run cli.values", "click", "torch tqdm"
+    ),
+    "cli.film": May(f"{PATHS} {VERBS} {USES} cli.options cli.run", "click", "torch"),
+    "cli.interpolate": May(
+        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.film cli.method cli.options cli.run cli.values", "click", "torch"
+    ),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),
-    "cli": May("errors cli.about cli.demo cli.photos cli.pictures", "click"),
+    "cli.conduct": May(
+        f"{NUMERICS} {VERBS} {USES} experiments {EXPERIMENTS} cli.method cli.options cli.run cli.values",
+        "click",
+        "torch",
+    ),
+    "cli.experiment": May(
+        f"{NUMERICS} experiments {EXPERIMENTS} cli.conduct cli.interpolate cli.method cli.options cli.values", "click"
+    ),
+    "cli": May(
+        "errors cli.about cli.demo cli.evaluation cli.experiment cli.interpolate cli.photos cli.pictures cli.training",
+        "click",
+    ),
     "__main__": May("cli"),
 }
 
@@ -219,11 +301,11 @@ def test_no_private_attribute_of_another_module_is_used(module):
 def test_random_numbers_are_drawn_only_where_the_docstring_of_noise_says():
     draws = {"rand", "randn", "randint", "rand_like", "randn_like", "normal_", "manual_seed", "default_rng"}
     modules = {
-        module
+        module.removesuffix(module.partition("training")[2])  # one purpose, whichever of its modules
         for module, tree in TREES.items()
         if any(isinstance(node, ast.Attribute) and node.attr in draws for node in ast.walk(tree))
     }
-    named = {module for module in SOURCES if module and f"`{module}" in (ast.get_docstring(TREES["noise"]) or "")}
+    named = {module for module in SOURCES if module and f"`{module}`" in (ast.get_docstring(TREES["noise"]) or "")}
     assert modules == {"noise"} | named
 
 

@@ -166,6 +166,7 @@ ENCODE = f"encode {{a}} -o {{out}} {M}"
 SAMPLE = f"sample --seeds 0 -n 2 -o {{out}} {M}"
 DECODE = f"decode {{model_latents}} -o {{out}} {M}"
 MORPH = f"interpolate {{a}} {{b}} {{c}} -n 2 -o {{out}}/m.webp {M}"
+TRAIN = "train -o {out} --steps 1 --size 8 --channels 8 --device cpu"
 
 CASES = {
     # Photos
@@ -200,7 +201,7 @@ CASES = {
     "device of a plug-in": Case(f"{ENCODE} --device hpu", 1, "device 'hpu' is not available here"),
     "device that is not there": Case(f"{SAMPLE} --device cuda:99", 1, "device 'cuda:99' is not available here"),
     "unknown dtype": Case(f"{ENCODE} --dtype fp8", 2, "'fp8' is not one of 'fp32', 'bf16', 'fp16', 'fp64'"),
-    "values overflow": Case("encode {a} -o {out} -n 2 --model {overflow}", 1, "not finite after step 1 of 2"),
+    "values overflow": Case("encode {a} -o {out} -n 2 --model {overflow}", 1, "not finite after step 1 of 5"),
     # Latents
     "latents of another model": Case(f"decode {{other_latents}} -o {{out}} {M}", 1, "differ in weights: "),
     "latents with another model's label": Case(f"decode {{labelled_latents}} -o {{out}} {M}", 1, "differ in weights: "),
@@ -280,6 +281,23 @@ CASES = {
     "fit for latents": Case(
         f"interpolate {{model_latents}} {{model_latents}} --fit pad -o {{out}}/m.webp {M}", 2, "these are latents"
     ),
+    "loop and boomerang": Case(f"{MORPH} --loop --boomerang", 2, "give one"),
+    "unknown curve": Case(f"{MORPH} --ease bouncy", 2, "--ease bouncy is not known; choose linear"),
+    "curve of words": Case(f"{MORPH} --ease 0,a,1,1", 2, "is no curve; write a name"),
+    "curve beyond the keys": Case(f"{MORPH} --ease 0,2,1,1 --model nonesuch", 1, "is no curve between two keys"),
+    "odd boomerang": Case(f"{MORPH} --boomerang --frames 9 --model nonesuch", 1, "even number; choose 10"),
+    "steps without a distance": Case(f"{MORPH} --pace none --max-step 1 --model nonesuch", 1, "needs a distance"),
+    "step of 0": Case(f"{MORPH} --max-step 0 --model nonesuch", 1, "choose a distance above 0"),
+    "exact latents": Case(
+        "interpolate {model_latents} {model_latents} --endpoints exact -o {out}/m.webp --model nonesuch",
+        2,
+        "needs the photos themselves",
+    ),
+    "eta of photos": Case(f"{MORPH} --eta 0.5 --model nonesuch", 2, "Photos are encoded at eta 0; give --seeds"),
+    "photos and seeds": Case(f"{MORPH} --seeds 0-3 --model nonesuch", 2, "or --seeds instead of them"),
+    "neither photos nor seeds": Case("interpolate -o {out}/m.webp --model nonesuch", 2, "or --seeds instead of them"),
+    "format of another suffix": Case(f"{MORPH} --format gif --model nonesuch", 2, "do not agree"),
+    "frames with a suffix": Case(f"{MORPH} --format png --model nonesuch", 2, "use --format apng"),
     # Output
     "output below a file": Case(f"encode {{a}} -o {{text}}/sub {M}", 1, "cannot write into"),
     "samples below a file": Case(f"sample --seeds 0 -o {{text}} {M}", 1, "cannot write into"),
@@ -287,6 +305,22 @@ CASES = {
     "output that exists": Case(f"interpolate {{a}} {{b}} -o {{whole}} {M}", 1, "whole.webp exists; choose another"),
     "folder that exists": Case(f"interpolate {{a}} {{b}} -o {{folder}} {M}", 1, "holds something other than frames"),
     "full disk": Case(f"{ENCODE} -n 2", 1, "No space left on device; choose another --output", _full_disk),
+    # Training and evaluation
+    "training on no photos": Case(f"{TRAIN} {{empty_folder}}", 1, "has no image files (such as .jpg or .png)"),
+    "training on what is no photo": Case(f"{TRAIN} {{text}}", 1, "none of 1 photos can be read"),
+    "training on an archive of floats": Case(f"{TRAIN} {{floats}}", 1, "it must be uint8 (N, H, W, 3)"),
+    "training without an end": Case("train {a} -o {out}", 1, "neither steps nor minutes were given"),
+    "training below a file": Case("train {a} -o {text}/run --steps 1", 1, "cannot write into"),
+    "training into a model": Case("train {a} -o {model} --steps 1", 1, "holds a model that is no run"),
+    "classes that are not there": Case(f"{TRAIN} {{a}} --class-cond", 1, "class_cond needs classes"),
+    "a table that is not there": Case(f"{TRAIN} {{folder}} --label-table {{missing}}", 1, "cannot be read as CSV"),
+    "every photo set aside": Case(f"{TRAIN} {{a}} --set-aside 1", 1, "leave at least one to train on"),
+    "fine-tuning what is not there": Case(f"{TRAIN} {{a}} --init nonesuch", 1, "no folder, no hub id (owner/name)"),
+    "fine-tuning to another size": Case(f"{TRAIN} {{a}} --init {{model}}", 1, "size is 16 in"),
+    "unknown channels": Case("train {a} -o {out} --steps 1 --channels huge", 1, "choose tiny, small, base, large"),
+    "unknown target": Case("train {a} -o {out} --steps 1 --target score", 2, "'score' is not one of"),
+    "evaluating at no timestep": Case("evaluate-model {model} {a} --timesteps 1000", 1, "choose it in [0, 999]"),
+    "evaluating an unknown model": Case("evaluate-model nonesuch {a}", 1, "no folder, no hub id (owner/name)"),
     # Configs
     "missing config": Case("encode --config {missing} -o {out}", 2, "is no run.json"),
     "config of text": Case("encode --config {config_text} -o {out}", 2, "is no run.json"),

@@ -19,7 +19,9 @@ from ddim_edit import models
 from ddim_edit.cli import cli as command_line
 from ddim_edit.cli import main as command_line_main
 from ddim_edit.cli import method, options
-from ddim_edit.cli.pictures import interpolate as interpolate_command
+from ddim_edit.cli.interpolate import CORRECTIONS, ENDPOINTS, OVERS, PACES, PATHS
+from ddim_edit.cli.interpolate import EASES as EASE_NAMES
+from ddim_edit.corrections import Correction
 from ddim_edit.decoding import decode
 from ddim_edit.doctor import Check
 from ddim_edit.images import FITS, find_photos, read_image, read_metadata, to_uint8
@@ -28,6 +30,8 @@ from ddim_edit.inverse import INVERSES
 from ddim_edit.inversion import encode
 from ddim_edit.latents import Latents
 from ddim_edit.models import load_model
+from ddim_edit.morphing import Endpoints, Metric
+from ddim_edit.pacing import EASES, Over
 from ddim_edit.schedule import SPACINGS
 from ddim_edit.solvers import SOLVERS
 
@@ -92,9 +96,26 @@ def record(path):
         (options.FITS, FITS),
         (method.SOLVERS, SOLVERS),
         (method.INVERSES, INVERSES),
-        (next(p.type.choices for p in interpolate_command.params if p.name == "how"), get_args(How)),
+        (PATHS, get_args(How)),
+        (PACES, get_args(Metric)),
+        (OVERS, get_args(Over)),
+        (EASE_NAMES, EASES),
+        (ENDPOINTS, get_args(Endpoints)),
+        (CORRECTIONS, get_args(Correction)),
     ],
-    ids=["spacings", "dtypes", "fits", "solvers", "inverses", "paths"],
+    ids=[
+        "spacings",
+        "dtypes",
+        "fits",
+        "solvers",
+        "inverses",
+        "paths",
+        "paces",
+        "overs",
+        "eases",
+        "endpoints",
+        "corrections",
+    ],
 )
 def test_choices_written_out_equal_those_of_the_modules(written, defined):
     assert list(written) == list(defined)
@@ -377,21 +398,146 @@ def test_three_photos_make_an_mp4_of_exactly_90_frames(tiny, photos, tmp_path):
     assert {(frame.format.name, frame.width, frame.height) for frame in frames} == {("yuv420p", 256, 256)}
     assert record(tmp_path / "m.run.json")["arguments"]["frames"] == 90
     assert outcome.stdout == ""
+    with av.open(str(tmp_path / "m.mp4")) as container:
+        notes = dict(container.metadata)
+    assert notes["title"] == "a to b to c"
+    assert json.loads(notes["comment"])["arguments"]["frames"] == 90
+    assert str(tmp_path) not in notes["comment"]
 
 
-def test_a_morph_starts_and_ends_with_the_decoded_photos(tiny, photos, tmp_path):
+def frames_of(folder, count):
+    assert set(files_in(folder)) == {*(f"frame_{k:06d}.png" for k in range(count)), "manifest.json"}
+    return record(Path(folder) / "manifest.json")
+
+
+def test_photos_are_met_exactly_unless_they_are_to_be_decoded(tiny, photos, tmp_path):
     tiny("encode", *photos, "-n", 2, "-o", "all.safetensors")
     tiny("decode", "all.safetensors", "-o", "back")
-    tiny("interpolate", *photos, "-n", 2, "--frames", 5, "--scale", 2, "-o", "frames")
-    assert set(files_in(tmp_path / "frames")) == {f"frame_{k:06d}.png" for k in range(5)}
-    for frame, name in ((0, "a"), (2, "b"), (4, "c")):
-        shown = picture(f"frames/frame_{frame:06d}.png")[::2, ::2].astype(int)
-        assert abs(shown - picture(f"back/{name}.png")).max() <= 1  # batches of 5 and 3 round differently
+    for endpoints in ("exact", "paste", "decoded"):
+        flags = () if endpoints == "exact" else ("--endpoints", endpoints)
+        tiny("interpolate", *photos, "-n", 2, "--frames", 5, "--scale", 2, *flags, "-o", endpoints)
+        keys = frames_of(tmp_path / endpoints, 5)["keys"]
+        assert [key["name"] for key in keys] == ["a", "b", "c"]
+        for key, photo in zip(keys, photos, strict=True):
+            shown = picture(f"{endpoints}/frame_{key['frame']:06d}.png")[::2, ::2].astype(int)
+            if endpoints == "decoded":
+                assert key["max_error"] is None
+                assert abs(shown - picture(f"back/{key['name']}.png")).max() <= 1  # batches round differently
+            else:
+                assert key["max_error"] == 0
+                assert (shown == to_uint8(read_image(photo, (SIDE, SIDE)))).all()
+
+
+def test_a_loop_of_48_frames_as_a_folder(tiny, photos, tmp_path):
+    arguments = ("interpolate", *photos, "-n", 2, "--loop", "--frames", 48, "--format", "png")
+    outcome = tiny(*arguments, "-o", "frames", "--json")
+    manifest = frames_of(tmp_path / "frames", 48)
+    assert json.loads(outcome.stdout) == manifest["steps"]
+    assert manifest["steps"]["repeated"] == 0
+    assert 0.5 < manifest["steps"]["seam_over_median"] < 2
+    assert manifest["path"] == "squad"
+    assert record("frames.run.json")["steps"] == manifest["steps"]
+    assert [frame["file"] for frame in manifest["frames"]] == [f"frame_{k:06d}.png" for k in range(48)]
+    assert manifest["frames"][-1]["between"] == ["c", "a"]
+    low, high = ((min, max)[k](frame["rms"] for frame in manifest["frames"] if frame["alpha"] == 0) for k in (0, 1))
+    assert all(low - 1e-6 <= frame["rms"] <= high + 1e-6 for frame in manifest["frames"])
+    assert str(tmp_path) not in json.dumps(manifest)
+    tiny(*arguments, "-o", "again")
+    assert files_in(tmp_path / "again") == files_in(tmp_path / "frames")
+
+
+def test_motion_options_change_the_clip(tiny, photos, tmp_path):
+    tiny("encode", *photos, "-n", 2, "-o", "all.safetensors")
+    base = ("interpolate", "all.safetensors", "--frames", 8, "--pilot", 3)
+    changes = {
+        "plain": (),
+        "slerp": ("--path", "slerp"),
+        "catmull": ("--path", "catmull-rom"),
+        "norm": ("--path", "lerp-norm"),
+        "boomerang": ("--boomerang",),
+        "loop": ("--loop",),
+        "even": ("--pace", "none"),
+        "ssim": ("--pace", "ssim"),
+        "unet": ("--pace", "unet"),
+        "segment": ("--pace-over", "segment"),
+        "ease": ("--ease", "ease-in-out"),
+        "curve": ("--ease", "0.2,0,0.5,1"),
+        "adain": ("--correct", "adain"),
+    }
+    made = {}
+    for name, flags in changes.items():
+        warned = "warning: correct=" in tiny(*base, *flags, "-o", name).stderr
+        assert warned is ("--correct" in flags)
+        made[name] = tuple(data for file, data in files_in(tmp_path / name).items() if file.endswith(".png"))
+        assert len(made[name]) == 8
+    assert len(set(made.values())) == len(changes)
+    assert made["boomerang"][1:4] == made["boomerang"][:4:-1]
+
+
+def test_max_step_takes_as_many_frames_as_it_needs(tiny, photos, tmp_path):
+    tiny("encode", *photos[:2], "-n", 2, "-o", "all.safetensors")
+    counts = []
+    for number, bound in enumerate((0.1, 0.05)):
+        done = tiny("interpolate", "all.safetensors", "--max-step", bound, "--json", "-o", f"f{number}")
+        steps = json.loads(done.stdout)
+        assert steps["largest"] <= bound + 1e-3  # frames are rounded to 8 bits
+        counts.append(steps["count"])
+    assert counts[0] < counts[1]
+
+
+@pytest.mark.parametrize("eta", [0, 0.5])
+def test_seeds_are_morphed_into_what_sample_draws(tiny, tmp_path, eta):
+    tiny("sample", "--seeds", "3,5", "-n", 3, "--eta", eta, "-o", "drawn")
+    tiny("interpolate", "--seeds", "3,5", "-n", 3, "--eta", eta, "--frames", 4, "--scale", 1, "-o", "frames")
+    keys = frames_of(tmp_path / "frames", 4)["keys"]
+    assert [key["name"] for key in keys] == ["seed0003", "seed0005"]
+    for key in keys:
+        shown = picture(f"frames/frame_{key['frame']:06d}.png").astype(int)
+        assert abs(shown - picture(f"drawn/{key['name']}.png")).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "made"),
+    [
+        (("--format", "gif"), "morph.gif"),
+        (("--format", "webp", "-o", "a"), "a.webp"),
+        (("--format", "apng", "-o", "a.png"), "a.png"),
+        (("--format", "png"), "morph"),
+    ],
+)
+def test_the_format_names_the_file(tiny, photos, tmp_path, flags, made):
+    tiny("interpolate", *photos[:2], "-n", 2, "--frames", 3, "--pilot", 2, *flags)
+    assert (tmp_path / made).exists()
+    assert {path.name for path in tmp_path.iterdir()} == {made, f"{Path(made).stem}.run.json"}
+
+
+def test_captions_and_the_contact_sheet_say_what_each_picture_is(tiny, photos, tmp_path):
+    flags = ("--caption", "--scale", 8, "--sheet", 4)
+    tiny("interpolate", *photos, "-n", 2, "--frames", 10, "--pilot", 3, *flags, "-o", "a.webp")
+    with Image.open(tmp_path / "a.webp") as image:
+        assert image.size == (8 * SIDE, 8 * SIDE + 27)
+    tiles = record("a.sheet.json")["tiles"]
+    assert [tile["frame"] for tile in tiles] == [0, 3, 6, 9]
+    assert tiles[0]["between"] == ["a", "b"]
+    assert tiles[-1] | {"box": [], "rms": 0} == {
+        "row": 0,
+        "column": 3,
+        "box": [],
+        "frame": 9,
+        "position": 2.0,
+        "between": ["c", "c"],
+        "alpha": 0.0,
+        "rms": 0,
+    }
+    left, top, width, height = tiles[-1]["box"]
+    tile = picture("a.sheet.png")[top : top + height, left : left + width]
+    assert (tile[::4, ::4] == to_uint8(read_image(photos[2], (SIDE, SIDE)))).all()
 
 
 def test_latents_files_make_the_morph_of_their_photos(tiny, photos, tmp_path):
     tiny("encode", *photos, "-n", 2, "-o", "each")
-    tiny("interpolate", *photos, "-n", 2, "--frames", 4, "--micro-batch", 4, "-o", "photos.webp")
+    flags = ("--endpoints", "decoded")
+    tiny("interpolate", *photos, "-n", 2, "--frames", 4, "--micro-batch", 4, *flags, "-o", "photos.webp")
     latents = [f"each/{name}.safetensors" for name in "abc"]
     tiny("interpolate", *latents, "--frames", 4, "--micro-batch", 4, "-o", "latents.webp")
     with Image.open(tmp_path / "photos.webp") as one, Image.open(tmp_path / "latents.webp") as other:
@@ -415,10 +561,11 @@ def test_path_and_decode_steps_change_the_frames_between(tiny, photos, tmp_path)
 def test_a_folder_of_frames_holds_frames_only_and_can_be_replaced(tiny, run, photos, tmp_path):
     arguments = ("interpolate", *photos[:2], "-n", 2, "--frames", 3, "-o", "frames")
     tiny(*arguments)
-    assert set(files_in(tmp_path)) == {*(f"frames/frame_{k:06d}.png" for k in range(3)), "frames.run.json"}
+    frames_of(tmp_path / "frames", 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"frames", "frames.run.json"}
     assert run(*arguments).code == 1
     tiny(*arguments, "--frames", 2, "--overwrite")
-    assert set(files_in(tmp_path / "frames")) == {f"frame_{k:06d}.png" for k in range(2)}
+    frames_of(tmp_path / "frames", 2)
 
 
 # sample
@@ -678,7 +825,7 @@ def test_a_later_run_json_gets_a_number(tiny, photos, tmp_path):
 )
 def test_nothing_is_replaced_unless_overwrite_is_given(tiny, run, model, photos, tmp_path, command, output):
     given = ("--seeds", "0-1") if command == "sample" else photos[:2]
-    flags = ("--frames", 2) if command == "interpolate" else ()
+    flags = ("--frames", 3) if command == "interpolate" else ()
     base = (command, *given, *flags, "--model", model, "-o", output)
     assert run(*base, "-n", 2).code == 0
     before = files_in(tmp_path)

@@ -1,6 +1,5 @@
-import itertools
 from dataclasses import replace
-from types import GeneratorType
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,9 +9,7 @@ from torch import Tensor
 
 import ddim_edit as de
 from ddim_edit.errors import ConfigError, LatentsError, NumericsError
-from ddim_edit.interpolation import How
 from ddim_edit.noise import GivenNoise, SeededNoise
-from ddim_edit.ode import Step
 from ddim_edit.recipe import Recipe
 from ddim_edit.schedule import Spacing
 
@@ -231,88 +228,26 @@ class TestSample:
         assert relative_rms(few, many) < 0.5 * relative_rms(other, many)
 
 
-class TestMorph:
-    @pytest.mark.parametrize(("keys", "frames", "batch"), [(2, 2, 8), (2, 9, 4), (3, 3, 1), (3, 10, 3), (4, 5, 8)])
-    def test_the_frames_are_counted_exactly(self, keys: int, frames: int, batch: int):
+class TestSeedLatents:
+    @pytest.mark.parametrize("solver", [de.Ddim(), de.Ddim(eta=0.5), de.Ddim(1.0, sigma_hat=True)])
+    def test_they_decode_to_what_sample_draws(self, unet: de.Model, solver: de.Ddim, tmp_path: Path):
+        latents = de.seed_latents(unet, [3, 8], grid=4, solver=solver, denoiser=unet.denoiser("cat"))
+        drawn = de.sample(unet, [3, 8], grid=4, solver=solver, denoiser=unet.denoiser("cat"))
+        assert de.decode(unet, latents).equal(drawn)
+        assert latents.names == ["seed0003", "seed0008"]
+        latents.save(tmp_path / "seeds.safetensors")
+        assert de.decode(unet, de.Latents.load(tmp_path / "seeds.safetensors")).equal(drawn)
+        assert de.decode(unet, latents.select([1, 0])).flip(0).sub(drawn).abs().max() < 1e-5
+
+    def test_noise_of_another_number_of_steps_is_refused_and_other_noise_taken(self):
         model = mixture_model()
-        made = list(de.morph(model, encoded(model, keys, 3), frames, batch_size=batch))
-        assert [frame.shape for frame in made] == [(3, SIZE, SIZE)] * frames
+        latents = de.seed_latents(model, [0], grid=4, solver=de.Ddim(eta=1.0))
+        with pytest.raises(LatentsError, match="carry noise for 4 steps, but this grid has 7"):
+            de.decode(model, latents, grid=8)
+        assert de.decode(model, latents, grid=8, solver=de.Ddim()).isfinite().all()
+        other = de.decode(model, latents, noise=SeededNoise((1,)))
+        assert not other.equal(de.decode(model, latents))
 
-    def test_every_photo_falls_on_a_frame_of_its_own(self, unet: de.Model):
-        latents = encoded(unet, 3, 5)
-        frames = torch.stack(list(de.morph(unet, latents, 7, batch_size=7)))
-        keys = de.decode(unet, latents)
-        for key, frame in enumerate((0, 3, 6)):
-            assert relative_rms(frames[frame], keys[key]) < 1e-4
-
-    @pytest.mark.parametrize("batch", [1, 4])
-    def test_the_ends_are_the_decoded_keys_bit_for_bit_in_batches_of_one_size(self, unet: de.Model, batch: int):
-        latents = encoded(unet, 2, 5)
-        frames = list(de.morph(unet, latents, 2 * batch, batch_size=batch))
-        assert frames[0].equal(de.decode(unet, latents.select([0] * batch))[0])
-        assert frames[-1].equal(de.decode(unet, latents.select([1] * batch))[-1])
-
-    def test_micro_batches_make_the_same_bits_for_every_batch_size(self, unet: de.Model):
-        model = unet.micro_batched(4)
-        latents = encoded(model, 2, 5)
-        frames = [torch.stack(list(de.morph(model, latents, 6, batch_size=size))) for size in (1, 4, 5, 8)]
-        assert all(other.equal(frames[0]) for other in frames[1:])
-        keys = de.decode(model, latents)
-        assert frames[0][0].equal(keys[0])
-        assert frames[0][-1].equal(keys[1])
-
-    def test_only_one_batch_is_decoded_at_a_time(self):
-        model, calls = counted_model()
-        latents = encoded(model, 2, 3)
-        calls.clear()
-        frames = de.morph(model, latents, 10, batch_size=4)
-        assert isinstance(frames, GeneratorType)
-        assert calls == []
-        after: list[list[int]] = []
-        for _ in range(10):
-            next(frames)
-            after.append(list(calls))
-        one, two, three = [4] * 3, [4] * 6, [4] * 6 + [2] * 3
-        assert after == [one] * 4 + [two] * 4 + [three] * 2
-
-    def test_between_the_keys_slerp_keeps_the_norm_and_lerp_loses_it(self):
-        model = mixture_model()
-        latents = encoded(model, 2, 3)
-        starts: dict[How, Tensor] = {}
-        hows: tuple[How, ...] = ("slerp", "lerp")
-        for how in hows:
-            seen: list[Tensor] = []
-
-            def network(x: Tensor, t: Tensor, condition: object, seen: list[Tensor] = seen) -> Tensor:
-                seen.append(x)
-                return x
-
-            list(de.morph(replace(model, network=network), latents, 3, how=how))
-            starts[how] = seen[0]
-        assert starts["slerp"].equal(de.along(latents.x, torch.tensor([0, 0.5, 1])))
-        assert starts["lerp"][1].norm() < 0.9 * starts["slerp"][1].norm()
-
-    def test_on_another_grid_with_fewer_steps(self):
-        model = mixture_model()
-        latents = encoded(model, 2, 20)
-        seen: list[Step] = []
-        frames = list(de.morph(model, latents, 2, grid=5, on_step=seen.append))
-        assert len(seen) == 5
-        assert torch.stack(frames).equal(de.decode(model, latents, grid=5))
-
-    def test_the_recipe_of_the_keys_is_kept(self, unet: de.Model):
-        latents = de.encode(unet, photos(2), grid=4, denoiser=unet.denoiser("cat"), check=False)
-        frames = list(itertools.islice(de.morph(unet, latents, 4, batch_size=4), 4))
-        assert frames[0].equal(de.decode(unet, latents.select([0, 0, 0, 0]))[0])
-
-    @pytest.mark.parametrize(
-        ("keys", "frames", "match"),
-        [(1, 5, "a morph needs two photos or more, not 1"), (3, 2, "frames=2 but there are 3 keys")],
-    )
-    def test_too_few_photos_or_frames(self, keys: int, frames: int, match: str):
-        model, calls = counted_model()
-        latents = encoded(model, keys, 3)
-        calls.clear()
-        with pytest.raises(ConfigError, match=match):
-            next(de.morph(model, latents, frames))
-        assert calls == []
+    def test_no_seeds(self):
+        with pytest.raises(ConfigError, match="no seeds"):
+            de.seed_latents(mixture_model(), [])

@@ -12,7 +12,14 @@ from ddim_edit import demo, models
 def quick(monkeypatch, tmp_path):
     """The demo with a tiny model and few steps."""
     monkeypatch.setitem(models.BUNDLED, "small", save_tiny_model(tmp_path / "tiny"))
-    for name, value in {"STEPS": 3, "CURVE": (2,), "FRAMES": 5, "FRAME_STEPS": 3, "COLUMNS": (1, 2)}.items():
+    for name, value in {
+        "STEPS": 3,
+        "CURVE": (2,),
+        "EXACT_CURVE": (2,),
+        "FRAMES": 5,
+        "FRAME_STEPS": 3,
+        "COLUMNS": (1, 2),
+    }.items():
         monkeypatch.setattr(demo, name, value)
 
 

@@ -38,8 +38,11 @@ for arguments in {arguments}:
 
 
 def test_help_of_every_command_loads_nothing_heavy():
-    commands = ("demo", "encode", "decode", "roundtrip", "interpolate", "sample", "info", "doctor")
-    arguments = [["--help"], ["--version"], *([command, "--help"] for command in commands)]
+    commands = ("demo", "encode", "decode", "roundtrip", "interpolate", "sample", "experiment")
+    commands += ("train", "evaluate-model", "info", "doctor")
+    experiments = ("reconstruct", "consistency", "eta-steps", "interpolate", "cycle", "trajectory", "render")
+    nested = [["experiment", name, "--help"] for name in experiments]
+    arguments = [["--help"], ["--version"], *([command, "--help"] for command in commands), *nested]
     loaded = loaded_by(RUN.format(arguments=arguments))
     assert "click" in loaded
     assert not loaded & HEAVY
@@ -68,5 +71,14 @@ def test_importing_every_module_raises_no_warning(loaded_by_all):
 
 
 def test_importing_every_module_loads_no_package_that_is_slow_or_optional(loaded_by_all):
-    slow_or_optional = {"diffusers", "transformers", "torchvision", "matplotlib", "skimage", "scipy", "av"}
+    slow_or_optional = {
+        "diffusers",
+        "transformers",
+        "torchvision",
+        "matplotlib",
+        "skimage",
+        "scipy",
+        "av",
+        "accelerate",
+    }
     assert not loaded_by_all & slow_or_optional

@@ -239,8 +239,8 @@ def test_one_latent_may_keep_its_batch_dimension():
 def test_unknown_options_are_refused_with_the_choices():
     with pytest.raises(ConfigError, match="'none' is not known; choose geometric, linear or keep"):
         slerp(noise(0), noise(1), 0.5, radius="none")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="'squad' is not known; choose slerp or lerp"):
-        along(noise(0, 2, 3, 4, 4), torch.zeros(1), "squad")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="'cubic' is not known; choose slerp, squad, catmull-rom, lerp, lerp-norm"):
+        along(noise(0, 2, 3, 4, 4), torch.zeros(1), "cubic")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="seed=-1 is negative"):
         slerp(noise(0), -noise(0), 0.5, seed=-1)
 

@@ -293,3 +293,28 @@ class TestFindLatents:
     def test_a_folder_without_any_is_an_error(self, tmp_path: Path):
         with pytest.raises(LatentsError, match=r"has no \.safetensors files"):
             find_latents([tmp_path])
+
+
+def noisy(photos: int) -> Latents:
+    made = hand_made().select([0] * photos)
+    return replace(made, noises=gaussian_noise(5, 4, photos, 3, 2, 2).float())
+
+
+def test_step_noises_go_with_their_photos(tmp_path: Path):
+    latents = noisy(3)
+    latents.save(tmp_path / "a.safetensors")
+    loaded = Latents.load(tmp_path / "a.safetensors")
+    assert latents.noises is not None
+    for made, rows in (
+        (loaded, [0, 1, 2]),
+        (latents.select([2, 0]), [2, 0]),
+        (Latents.join([latents] * 2), [0, 1, 2] * 2),
+    ):
+        assert made.noises is not None
+        assert made.noises.equal(latents.noises[:, rows])
+    assert hand_made().noises is None
+
+
+def test_latents_with_and_without_step_noise_are_not_joined():
+    with pytest.raises(LatentsError, match="some of the latents carry step noise and some do not"):
+        Latents.join([noisy(2), hand_made()])

@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 from PIL import Image
 
@@ -35,7 +36,11 @@ def test_every_command_of_the_readme_runs(folder: Path) -> None:
         assert program == "ddim-edit", line
         quick = {"info": [], "decode": [], "sample": ["-n", "2", "--seeds", "0"]}.get(arguments[0], ["-n", "2"])
         if arguments[0] == "interpolate":
-            quick = ["-n", "2", "--frames", "3", "--overwrite"]
+            quick = ["-n", "2", "--frames", "3", "--pilot", "2", "--overwrite"]
+        if arguments[0] in ("encode", "interpolate"):
+            quick += ["--inverse", "explicit"]
+        if arguments[0] == "experiment":
+            quick = ["-n", "1,2", "--seeds", "0-1"]
         with pytest.raises(SystemExit) as stopped:
             main([*arguments, *quick])
         assert stopped.value.code == 0, (number, line)
@@ -44,7 +49,11 @@ def test_every_command_of_the_readme_runs(folder: Path) -> None:
 def test_every_option_in_the_readme_exists_as_written() -> None:
     for line in (line for block in blocks(ENGLISH, "bash") for line in block.splitlines()):
         _, name, *arguments = shlex.split(line)
-        cli.commands[name].make_context(name, arguments).close()
+        command = cli.commands[name]
+        if isinstance(command, click.Group):
+            name, *arguments = arguments
+            command = command.commands[name]
+        command.make_context(name, arguments).close()
 
 
 def test_the_python_of_the_readme_runs(folder: Path) -> None:
@@ -55,7 +64,7 @@ def test_the_python_of_the_readme_runs(folder: Path) -> None:
 
 def test_the_command_table_lists_every_command() -> None:
     for path in (ENGLISH, CHINESE):
-        table = re.findall(r"^\| `(\w+)` \|", path.read_text(encoding="utf-8"), re.MULTILINE)
+        table = re.findall(r"^\| `([\w-]+)` \|", path.read_text(encoding="utf-8"), re.MULTILINE)
         assert set(cli.commands) <= set(table)
 
 

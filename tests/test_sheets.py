@@ -4,8 +4,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ddim_edit.errors import ConfigError, ImageError, NumericsError
-from ddim_edit.images import to_uint8
-from ddim_edit.sheets import sheet, strip
+from ddim_edit.images import enlarge, to_uint8
+from ddim_edit.sheets import captioned, sheet, strip, tile_boxes
 
 LONG = "A sentence that is far too long for the picture that it belongs to, gjpqy"
 WORD = "OneWordThatIsMuchLongerThanItsPictureAndHasNoSpaceAtAll_gjpqy"
@@ -234,3 +234,26 @@ def test_a_strip_puts_frames_side_by_side():
 def test_a_strip_needs_frames_of_one_height(frames):
     with pytest.raises(ImageError, match="one height"):
         strip(frames)
+
+
+def test_boxes_say_where_the_tiles_are():
+    tiles = [[torch.full((3, 5 + i, 7 + j), 0.1 * (i + 3 * j)) for j in range(2 + i)] for i in range(2)]
+    text = {"row_titles": ["a", "b"], "captions": [["x"], ["a longer one", "y", "z"]], "title": "all", "scale": 3}
+    whole, boxes = sheet(tiles, **text), tile_boxes(tiles, **text)
+    assert [len(row) for row in boxes] == [2, 3]
+    for row, line in zip(tiles, boxes, strict=True):
+        for tile, (left, top, width, height) in zip(row, line, strict=True):
+            assert (width, height) == (3 * tile.shape[2], 3 * tile.shape[1])
+            shown = whole[:, top : top + height, left : left + width]
+            assert float((shown - enlarge(tile, 3)).abs().max()) < 1 / 127
+
+
+def test_a_captioned_frame_is_the_frame_with_a_line_below_and_one_size():
+    frame = torch.linspace(-1, 1, 3 * 40 * 100).view(3, 40, 100)
+    plain, short, long = (captioned(frame, text) for text in ("", "a", "a very long caption that does not fit"))
+    assert plain.shape == short.shape == long.shape == (3, 40 + 27, 100)
+    for made in (plain, short, long):
+        assert float((made[:, :40] - frame).abs().max()) < 1 / 127
+        assert (made[:, 40:, -4:] == 1).all()
+    assert (plain[:, 40:] == 1).all()
+    assert float(short.sum()) > float(long.sum())

@@ -422,3 +422,19 @@ def test_places_that_are_taken(tmp_path):
 
 def test_av_is_imported_only_when_needed():
     assert "av" not in vars(ddim_edit.video)
+
+
+def test_an_mp4_carries_title_and_comment(tmp_path):
+    notes = {"title": "a to b", "comment": '{"frames": 3, "path": "slerp \u00e9"}'}
+    for name in ("one.mp4", "two.mp4"):
+        write_video(smooth_frames(3), tmp_path / name, metadata=notes)
+    with av.open(str(tmp_path / "one.mp4")) as container:
+        assert {key: container.metadata[key] for key in notes} == notes
+    assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "two.mp4").read_bytes()
+
+
+def test_a_folder_carries_its_manifest_and_can_be_replaced(tmp_path):
+    for text in ('{"a": 1}', '{"a": 2}'):
+        write_video(smooth_frames(2), tmp_path / "a", manifest=text)
+        assert sorted(file.name for file in (tmp_path / "a").iterdir())[-1] == "manifest.json"
+        assert (tmp_path / "a" / "manifest.json").read_text() == text

@@ -10,8 +10,12 @@ import click
 
 from ddim_edit.cli.about import doctor, info
 from ddim_edit.cli.demo import demo
+from ddim_edit.cli.evaluation import evaluate_model
+from ddim_edit.cli.experiment import experiment
+from ddim_edit.cli.interpolate import interpolate
 from ddim_edit.cli.photos import decode, encode, roundtrip
-from ddim_edit.cli.pictures import interpolate, sample
+from ddim_edit.cli.pictures import sample
+from ddim_edit.cli.training import train
 from ddim_edit.errors import DdimEditError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
@@ -56,7 +60,19 @@ def _variable(name: str) -> str:
     return name.replace("-", "_").upper()
 
 
-for command in (demo, encode, decode, roundtrip, interpolate, sample, info, doctor):
+for command in (
+    demo,
+    encode,
+    decode,
+    roundtrip,
+    interpolate,
+    sample,
+    experiment,
+    train,
+    evaluate_model,
+    info,
+    doctor,
+):
     cli.add_command(command)
 _name_variables(cli, "DDIM_EDIT")
 

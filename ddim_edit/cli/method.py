@@ -9,6 +9,7 @@ import click
 from ddim_edit.cli import options
 
 if TYPE_CHECKING:
+    from ddim_edit.grid import Grid
     from ddim_edit.inverse import Inverse
     from ddim_edit.models.base import Model
     from ddim_edit.recipe import Recipe
@@ -24,13 +25,13 @@ LATTICE_MICRO_BATCH = 4  # the smallest at which a photo's bits no longer depend
 class Method:
     """How photos are encoded on a grid."""
 
-    solver: str
-    inverse: str | None
-    guess: str
-    budget: int | None
-    tolerance: float | None
-    target_psnr: float | None
-    target: str | None
+    solver: str = "ddim"
+    inverse: str | None = None
+    guess: str = "source"
+    budget: int | None = None
+    tolerance: float | None = None
+    target_psnr: float | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         goals = {"--tolerance": self.tolerance, "--target-psnr": self.target_psnr, "--target": self.target}
@@ -46,20 +47,25 @@ class Method:
     def recipe(
         self, model: "Model", grid: options.GridChoice, condition: options.Condition, until: float | None = None
     ) -> "Recipe":
-        """Everything that an encoding depends on besides model and photo; says where steps of the grid were split."""
+        """Everything that an encoding depends on besides model and photo.
+
+        Where nobody says otherwise, the classical inverse walks the model's own grid, and all others a quadratic one.
+        """
         from ddim_edit.inversion import SPACING
+
+        plain = self.solver == "ddim" and self.inverse == "explicit"
+        levels = grid.build(model.schedule) if plain else grid.build(model.schedule, options.ENCODE_STEPS, SPACING)
+        return self.on(levels if until is None else levels.until(until), model, condition)
+
+    def on(self, levels: "Grid", model: "Model", condition: options.Condition) -> "Recipe":
+        """The recipe on these levels; says where steps had to be split."""
         from ddim_edit.recipe import Recipe
         from ddim_edit.solvers import SOLVERS
 
         solver = SOLVERS[self.solver]()
-        inverse = self._inverse(solver)
-        plain = inverse.name == "explicit" and self.solver == "ddim"
-        levels = grid.build(model.schedule) if plain else grid.build(model.schedule, options.ENCODE_STEPS, SPACING)
-        if until is not None:
-            levels = levels.until(until)
-        recipe = Recipe(levels, solver, condition.denoiser(model), inverse).prepared()
+        recipe = Recipe(levels, solver, condition.denoiser(model), self._inverse(solver)).prepared()
         if added := recipe.grid.steps - levels.steps:
-            click.echo(f"note: {added} of the steps were too large to be undone, and were split", err=True)
+            click.echo(f"note: {added} steps more, {recipe.grid.steps} now: some were too large to be undone", err=True)
         return recipe
 
     def _inverse(self, solver: "Solver") -> "Inverse":

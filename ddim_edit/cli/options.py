@@ -87,16 +87,7 @@ class ModelChoice:
         return model.micro_batched(self.micro_batch) if self.micro_batch else model
 
 
-model_options = packed(
-    "choice",
-    ModelChoice,
-    click.option("--model", default="small", show_default=True, help="'small', a diffusers folder, or a hub id."),
-    click.option(
-        "--size",
-        type=values.size,
-        metavar="H[xW]",
-        help="Photo size, 64 or 96x64 (height x width).  [default: the model's]",
-    ),
+_PLACE_AND_PRECISION = (
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."),
     click.option("--dtype", type=click.Choice(DTYPES), default="fp32", show_default=True, help="Of the network."),
     click.option(
@@ -108,6 +99,21 @@ model_options = packed(
     click.option("--cache-dir", type=click.Path(file_okay=False), help="Where downloads are kept."),
     click.option("--local-files-only", is_flag=True, help="Never download."),
 )
+_SIZE = click.option(
+    "--size",
+    type=values.size,
+    metavar="H[xW]",
+    help="Photo size, 64 or 96x64 (height x width).  [default: the model's]",
+)
+model_options = packed(
+    "choice",
+    ModelChoice,
+    click.option("--model", default="small", show_default=True, help="'small', a diffusers folder, or a hub id."),
+    _SIZE,
+    *_PLACE_AND_PRECISION,
+)
+# For commands that are about a model.
+model_argument = packed("choice", ModelChoice, click.argument("model"), _SIZE, *_PLACE_AND_PRECISION)
 
 
 @dataclass(frozen=True)
@@ -220,19 +226,23 @@ class Running:
     progress: bool
 
 
+config_option = click.option(
+    "--config",
+    callback=read_config,
+    is_eager=True,
+    expose_value=False,
+    metavar="RUN.JSON",
+    help="Repeat an earlier run; other options given here win.",
+)
+progress_option = click.option(
+    "--progress/--no-progress", default=True, help="Bar on stderr; never where stderr is no terminal."
+)
 running_options = packed(
     "running",
     Running,
     click.option("--overwrite", is_flag=True, help="Replace files that exist."),
-    click.option("--progress/--no-progress", default=True, help="Bar on stderr; never where stderr is no terminal."),
-    click.option(
-        "--config",
-        callback=read_config,
-        is_eager=True,
-        expose_value=False,
-        metavar="RUN.JSON",
-        help="Repeat an earlier run; other options given here win.",
-    ),
+    progress_option,
+    config_option,
 )
 
 
@@ -280,16 +290,26 @@ class Source:
 batch_option = click.option(
     "--batch-size", type=click.IntRange(1), default=8, show_default=True, help="Pictures at once."
 )
-photo_options = packed(
-    "source",
-    Source,
-    click.argument("photos", nargs=-1, required=True, type=click.Path(path_type=Path)),
-    click.option(
-        "--fit", type=click.Choice(FITS), default=FITS[0], show_default=True, help="How photos get the model's shape."
-    ),
-    click.option("--limit", type=click.IntRange(1), help="Only the first N photos."),
-    batch_option,
-)
+
+
+def _photo_options(*, required: bool) -> Decorator[Any]:
+    return packed(
+        "source",
+        Source,
+        click.argument("photos", nargs=-1, required=required, type=click.Path(path_type=Path)),
+        click.option(
+            "--fit",
+            type=click.Choice(FITS),
+            default=FITS[0],
+            show_default=True,
+            help="How photos get the model's shape.",
+        ),
+        click.option("--limit", type=click.IntRange(1), help="Only the first N photos."),
+        batch_option,
+    )
+
+
+photo_options, optional_photo_options = _photo_options(required=True), _photo_options(required=False)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable lines on stdout.")

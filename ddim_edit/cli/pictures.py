@@ -1,4 +1,4 @@
-"""`sample` and `interpolate`: new pictures and videos."""
+"""`sample`: new pictures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -6,17 +6,11 @@ from typing import TYPE_CHECKING
 import click
 
 from ddim_edit.cli import options, run, values
-from ddim_edit.cli.method import Method, method_options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ddim_edit.batch import PhotoBatches
-    from ddim_edit.interpolation import How
-    from ddim_edit.latents import Latents
-    from ddim_edit.models.base import Model
-    from ddim_edit.ode import OnStep, Step
-    from ddim_edit.recipe import Recipe
+    from ddim_edit.ode import Step
 
 
 @click.command()
@@ -142,96 +136,3 @@ class Watching:
         rows = [[pair[kind][row] for pair in self._tiles] for row in range(len(first)) for kind in (0, 1)]
         names = ["current x", "predicted x0"] * len(first)
         write_image(sheet(rows, row_titles=names, column_titles=self._titles, scale=_scale(first)), path)
-
-
-@click.command()
-@options.photo_options
-@options.output_option("morph.mp4", "Video: .mp4, .gif, .webp, .png (animated), or a folder for frames.")
-@options.grid_options
-@options.condition_options
-@method_options
-@click.option("--frames", type=click.IntRange(2), default=60, show_default=True, help="Of the whole video.")
-@click.option("--fps", type=click.FloatRange(1, 240), default=30, show_default=True)
-@click.option("--path", "how", type=click.Choice(["slerp", "lerp"]), default="slerp", show_default=True)
-@click.option("--decode-steps", type=click.IntRange(1), help="Steps per frame.  [default: as many as for encoding]")
-@click.option("--scale", type=click.IntRange(1, 32), help="Enlarge by a whole factor.  [default: to 256 pixels]")
-@options.model_options
-@options.running_options
-@click.pass_context
-def interpolate(  # noqa: PLR0913
-    ctx: click.Context,
-    *,
-    source: options.Source,
-    output: Path,
-    choice: options.ModelChoice,
-    grid: options.GridChoice,
-    condition: options.Condition,
-    method: Method,
-    frames: int,
-    fps: float,
-    how: "How",
-    decode_steps: int | None,
-    scale: int | None,
-    running: options.Running,
-) -> int:
-    """Morph through PHOTOS (two or more; photos, an .npz, or latents that encode wrote) as a video.
-
-    \b
-    ddim-edit interpolate a.jpg b.jpg c.jpg --frames 90 -o morph.mp4
-    """
-    from ddim_edit.decoding import morph
-    from ddim_edit.files import prepare_output
-    from ddim_edit.grid import Grid
-    from ddim_edit.recipe import Recipe
-    from ddim_edit.video import check_video_path, write_video
-
-    check_video_path(output, fps=fps)
-    prepare_output(output, overwrite=running.overwrite)
-    given = _given_latents(source)
-    if given and (grid.given or condition.given):
-        raise click.UsageError("Latents keep the grid and condition that they were encoded with; use --decode-steps.")
-    found = [] if given else source.find()
-    _check_count(len(given or found), frames)
-    model = choice.load()
-    recipe = Recipe.of(given, model) if given else method.recipe(model, grid, condition)
-    levels = Grid.build(model.schedule, decode_steps) if decode_steps else recipe.grid
-    record = run.Record(run.describe_run(ctx, model, recipe.grid), outputs=[output], inside=False)
-    total = len(found) * recipe.grid.steps + frames * levels.steps
-    with run.Progress("interpolate", total, shown=running.progress) as bar:
-        latents = given or _encode_all(source.batches(found, model), model, recipe, bar)
-        pictures = morph(model, latents, frames, how=how, grid=levels, batch_size=source.batch_size, on_step=bar)
-        write_video(pictures, output, fps=fps, scale=scale or max(1, 256 // model.image_size[1]))
-    return run.finish(record, output, (), done=frames, running=running)
-
-
-def _check_count(photos: int, frames: int) -> None:
-    """Refuse too few photos or frames before the long work."""
-    from ddim_edit.errors import ConfigError
-    from ddim_edit.interpolation import positions
-
-    if photos < 2:
-        raise ConfigError(f"a morph needs two photos or more, not {photos}")
-    positions(photos, frames)
-
-
-def _given_latents(source: options.Source) -> "Latents | None":
-    """Latents, if that is what was given instead of photos."""
-    from ddim_edit.latents import Latents
-
-    if any(path.suffix != ".safetensors" for path in source.photos):
-        return None
-    if source.chosen:
-        raise click.UsageError("--limit and --fit are for photos, and these are latents; leave them out.")
-    return Latents.join([Latents.load(path) for path in source.photos])
-
-
-def _encode_all(batches: "PhotoBatches", model: "Model", recipe: "Recipe", on_step: "OnStep") -> "Latents":
-    """Encode every photo; one that cannot be read stops the run, because the morph would not be the one asked for."""
-    from ddim_edit.batch import encode_photos
-    from ddim_edit.errors import ImageError
-    from ddim_edit.latents import Latents
-
-    ready = list(batches)
-    if batches.failures:
-        raise ImageError(batches.failures[0].error)
-    return Latents.join([part.latents for part in encode_photos(model, ready, recipe, check=False, on_step=on_step)])

@@ -37,7 +37,11 @@ class Progress:
 
     def __call__(self, step: "Step") -> None:
         """Count one step of a batch."""
-        self._bar.update(len(step.state.x))
+        self.advance(len(step.state.x))
+
+    def advance(self, photo_steps: int = 1) -> None:
+        """Count work that is no step of a sampler."""
+        self._bar.update(photo_steps)
 
     def write(self, *lines: str) -> None:
         """Print result lines to stdout without tearing the bar."""

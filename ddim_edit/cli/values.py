@@ -4,6 +4,8 @@ A run.json holds these values as lists and numbers, so each function takes those
 """
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import click
 
@@ -43,6 +45,15 @@ def timesteps(value: object) -> list[float]:
         raise click.BadParameter(f"{value!r} is no list of timesteps; write for example 0,40,80") from None
 
 
+def channels(value: object) -> tuple[int, ...] | str:
+    """Widths like `32,64,96`, or a name to look up."""
+    text = _text(value, ",")
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        return text
+
+
 def eta(value: object) -> float | str:
     """A number in [0, 1], or `sigma-hat`; the range is checked by the solver."""
     text = _text(value, ",")
@@ -52,6 +63,57 @@ def eta(value: object) -> float | str:
         return float(text)
     except ValueError:
         raise click.BadParameter(f"{value!r} is neither a number in [0, 1] nor sigma-hat") from None
+
+
+def counts(value: object) -> list[int]:
+    """A list of numbers of steps like `10,20,100`, put in order; a repeat counts once."""
+    try:
+        found = sorted(set(seeds(value)))
+    except click.BadParameter:
+        found = [0]
+    if found[0] < 1:
+        raise click.BadParameter(f"{value!r} is no list of whole numbers above 0; write for example 10,20,100")
+    return found
+
+
+def etas(value: object) -> list[str]:
+    """A list of values of eta like `0,0.5,sigma-hat`, by their names; `hat` is short for the last."""
+    parts = ["sigma-hat" if part == "hat" else part for part in _text(value, ",").split(",")]
+    found = [number if isinstance(number, str) else f"{number:g}" for number in map(eta, parts)]
+    if wrong := [name for name in found if name != "sigma-hat" and not 0 <= float(name) <= 1]:
+        raise click.BadParameter(f"eta is {wrong[0]}; choose it in [0, 1], or sigma-hat")
+    return list(dict.fromkeys(found))
+
+
+def choices(known: Sequence[str], also: Mapping[str, str] = MappingProxyType({})) -> Callable[[object], list[str]]:
+    """A list of names out of `known`; `also` holds other words for some of them."""
+
+    def parse(value: object) -> list[str]:
+        found = [also.get(name, name) for name in _text(value, ",").split(",")]
+        if wrong := [name for name in found if name not in known]:
+            raise click.BadParameter(f"{wrong[0]!r} is unknown; choose from {', '.join([*known, *also])}")
+        return list(dict.fromkeys(found))
+
+    return parse
+
+
+def text(value: object) -> str:
+    """What would have been typed for a value; runs of numbers as `4-6`."""
+    if isinstance(value, list) and len(value) > 2 and all(isinstance(item, int) for item in value):
+        first, last = value[0], value[-1]
+        return f"{first}-{last}" if value == list(range(first, last + 1)) else _text(value, ",")
+    return "x".join(map(str, value)) if isinstance(value, tuple) else _text(value, ",")
+
+
+def ease(value: object) -> str | list[float]:
+    """The name of an easing curve, or its controls like `0.42,0,0.58,1`; which names there are, `pacing` says."""
+    text = _text(value, ",")
+    if "," not in text:
+        return text
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no curve; write a name, or x1,y1,x2,y2") from None
 
 
 def _text(value: object, separator: str) -> str:

@@ -6,7 +6,7 @@ family it came from. No diffusers here, no files, no solver.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -113,6 +113,9 @@ class MicroBatched:
         return torch.cat(chunks)
 
 
+Features = Callable[[Tensor, Tensor, Condition | None], Sequence[Tensor]]
+
+
 @dataclass(frozen=True)
 class Model:
     """A diffusion model, ready to encode and decode.
@@ -130,6 +133,8 @@ class Model:
         device: where the network lives.
         notes: what a user should be told once (a setting of the checkpoint that is not applied, say).
         facts: for `info`: parameters, precision, file format and the like.
+        features: what the network makes of x inside, as (x, t, condition) -> tensors (B, C', h', w') from fine to
+            coarse, or None where it does not show.
     """
 
     network: Network
@@ -144,6 +149,7 @@ class Model:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     notes: tuple[str, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict[str, object])
+    features: Features | None = None
 
     @classmethod
     def from_function(

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from ddim_edit.denoiser import Condition, PredictionType
+from ddim_edit.denoiser import Condition, Network, PredictionType
 from ddim_edit.errors import ModelError
 from ddim_edit.models.base import Labels, Model, weights_hash
+from ddim_edit.models.previous import X_PREV, FromPrevious
 from ddim_edit.schedule import NoiseSchedule
 
 if TYPE_CHECKING:
@@ -40,6 +41,35 @@ class UNet2DNetwork:
         labels = None if condition is None else condition.tensors["label"].expand(len(x))
         out = self.module(x.to(self.dtype), t, class_labels=labels, return_dict=False)[0]
         return out.to(x.dtype)
+
+    def features(self, x: Tensor, t: Tensor, condition: Condition | None) -> list[Tensor]:
+        """What each down block puts out, from fine to coarse: (B, C', h', w') each."""
+        found: list[Tensor] = []
+
+        def keep(_block: torch.nn.Module, _given: object, out: tuple[Tensor, ...]) -> None:
+            found.append(out[0].to(x.dtype))
+
+        hooks = [block.register_forward_hook(keep) for block in self.module.down_blocks]
+        try:
+            self(x, t, condition)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+def as_network(
+    module: "UNet2DModel", dtype: torch.dtype, scheduler: Mapping[str, object], schedule: NoiseSchedule
+) -> Network:
+    """The network whose output is what `prediction_of` this scheduler config says."""
+    network = UNet2DNetwork(module, dtype)
+    return FromPrevious(network, schedule) if scheduler.get("prediction_type") == X_PREV else network
+
+
+def prediction_of(scheduler: Mapping[str, object]) -> PredictionType:
+    """What networks of this scheduler config predict, after `as_network`."""
+    name = str(scheduler.get("prediction_type") or "epsilon")
+    return PredictionType.EPSILON if name == X_PREV else PredictionType.parse(name)
 
 
 def find_network_folder(folder: Path) -> Path | None:
@@ -74,7 +104,7 @@ def load(folder: Path, *, name: str, device: torch.device, dtype: torch.dtype) -
     weights_file, weights = _read_weights(network_folder)
     module = _build(config, weights, weights_file, device, dtype)
     return Model(
-        network=UNet2DNetwork(module, dtype),
+        network=as_network(module, dtype, scheduler, schedule),
         schedule=schedule,
         prediction=prediction,
         shape=_shape(config, network_folder),
@@ -91,6 +121,7 @@ def load(folder: Path, *, name: str, device: torch.device, dtype: torch.dtype) -
             "learned_sigma": module.config["out_channels"] == 2 * module.config["in_channels"],
             "scheduler": {key: value for key, value in scheduler.items() if key != "trained_betas"},
         },
+        features=UNet2DNetwork(module, dtype).features,
     )
 
 
@@ -118,7 +149,7 @@ def _parse_scheduler(scheduler: Mapping[str, object], path: Path) -> tuple[Noise
         raise ModelError(f"{path}: {scheduler.get('_class_name')} has no betas; only schedules made of betas are read")
     try:
         schedule = NoiseSchedule.from_config(scheduler)
-        return schedule, PredictionType.parse(str(scheduler.get("prediction_type") or "epsilon"))
+        return schedule, prediction_of(scheduler)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{path}: {error}") from error
 

@@ -1,0 +1,292 @@
+"""`interpolate`: a morph through photos, latents or seeds as a video."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ddim_edit.cli import film as films
+from ddim_edit.cli import options, run, values
+from ddim_edit.cli.method import Method, fitted, method_options
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddim_edit.grid import Grid
+    from ddim_edit.images import Photo
+    from ddim_edit.latents import Latents
+    from ddim_edit.models.base import Model
+    from ddim_edit.morphing import Morph, Motion
+    from ddim_edit.ode import OnStep
+    from ddim_edit.recipe import Recipe
+    from ddim_edit.rendering import Checkpoint
+
+# Written out, because reading them from the modules that define them would import torch; a test compares them.
+PATHS = ("slerp", "squad", "catmull-rom", "lerp", "lerp-norm")
+PACES = ("none", "l2", "ssim", "unet")
+OVERS = ("global", "segment")
+EASES = ("linear", "ease-in", "ease-out", "ease-in-out", "smoothstep")
+ENDPOINTS = ("decoded", "paste", "exact")
+CORRECTIONS = ("none", "radius", "adain", "clip")
+
+
+@dataclass(frozen=True)
+class MotionChoice:
+    """How the clip moves."""
+
+    how: str | None
+    loop: bool
+    boomerang: bool
+    pace: str
+    pilot: int
+    pace_over: str
+    ease: str | list[float]
+    max_step: float | None
+    endpoints: str | None
+    correct: str
+
+    def __post_init__(self) -> None:
+        if self.loop and self.boomerang:
+            raise click.UsageError("--loop goes on from the last photo to the first, --boomerang goes back; give one.")
+        if isinstance(self.ease, str) and self.ease not in EASES:
+            raise click.UsageError(f"--ease {self.ease} is not known; choose {', '.join(EASES)}, or x1,y1,x2,y2.")
+
+    def build(self, *, photos: bool) -> "Motion":
+        """The motion asked for; photos are met exactly unless the user says otherwise."""
+        from ddim_edit.morphing import Motion
+        from ddim_edit.pacing import EASES as CURVES
+
+        if self.endpoints in ("paste", "exact") and not photos:
+            raise click.UsageError(f"--endpoints {self.endpoints} needs the photos themselves; give them, or decoded.")
+        given: dict[str, Any] = {
+            "path": self.how,
+            "loop": "closed" if self.loop else "boomerang" if self.boomerang else "none",
+            "pace": self.pace,
+            "over": self.pace_over,
+            "ease": CURVES[self.ease] if isinstance(self.ease, str) else tuple(self.ease),
+            "endpoints": self.endpoints or ("exact" if photos else "decoded"),
+            "correct": self.correct,
+        }
+        return Motion(**given, pilot=self.pilot, max_step=self.max_step)
+
+
+motion_options = options.packed(
+    "moving",
+    MotionChoice,
+    click.option("--path", "how", type=click.Choice(PATHS), help="[default: slerp through two, squad through more]"),
+    click.option("--loop", is_flag=True, help="Close the path: frame 0 follows the last frame."),
+    click.option("--boomerang", is_flag=True, help="There and back, without showing an end twice."),
+    click.option(
+        "--pace", type=click.Choice(PACES), default="l2", show_default=True, help="What every step is even in."
+    ),
+    click.option("--pilot", type=click.IntRange(2), default=9, show_default=True, help="Frames a segment to pace by."),
+    click.option("--pace-over", type=click.Choice(OVERS), default="global", show_default=True, help="Even over what."),
+    click.option(
+        "--ease", type=values.ease, default="linear", show_default=True, help=f"{', '.join(EASES)}, or x1,y1,x2,y2."
+    ),
+    click.option("--max-step", type=float, metavar="D", help="As many frames as no step above D needs (see --pace)."),
+    click.option("--endpoints", type=click.Choice(ENDPOINTS), help="How photos are met.  [default: exact for photos]"),
+    click.option(
+        "--correct", type=click.Choice(CORRECTIONS), default="none", show_default=True, help="Make latents Gaussian."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """What the clip goes through, before it is encoded: photos, latents, or seeds."""
+
+    source: options.Source
+    photos: "list[Photo]"
+    given: "Latents | None"
+    seeds: list[int]
+
+    @classmethod
+    def find(cls, source: options.Source, seeds: list[int] | None) -> "_Keys":
+        from ddim_edit.latents import Latents
+
+        if bool(source.photos) == bool(seeds):
+            raise click.UsageError("Give photos or latents to morph through, or --seeds instead of them.")
+        if seeds:
+            return cls(source, [], None, seeds)
+        if all(path.suffix == ".safetensors" for path in source.photos):
+            if source.chosen:
+                raise click.UsageError("--limit and --fit are for photos, and these are latents; leave them out.")
+            return cls(source, [], Latents.join([Latents.load(path) for path in source.photos]), [])
+        return cls(source, source.find(), None, [])
+
+    def __len__(self) -> int:
+        return len(self.photos or self.given or self.seeds)
+
+    @property
+    def hashes(self) -> list[str]:
+        """What identifies the photos or the latents."""
+        if self.given:
+            return [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.source.photos]
+        return [photo.sha256() for photo in self.photos]
+
+    def recipe(
+        self,
+        model: "Model",
+        method: Method,
+        grid: options.GridChoice,
+        condition: options.Condition,
+        randomness: options.Randomness,
+    ) -> "Recipe":
+        """How the keys are encoded, or how they were."""
+        from ddim_edit.recipe import Recipe
+        from ddim_edit.solvers import Ddim
+
+        if self.given:
+            return Recipe.of(self.given, model)
+        if self.seeds:
+            solver = randomness.solver() or Ddim()
+            return Recipe(grid.build(model.schedule), solver, condition.denoiser(model))
+        return method.recipe(fitted(model, [method.solver]), grid, condition)
+
+    def make(self, model: "Model", recipe: "Recipe", on_step: "OnStep") -> "tuple[Latents, Tensor | None]":
+        """The latents, and the photos (N, 3, H, W) if that is what they come from.
+
+        A photo that cannot be read stops the run, because the morph would not be the one asked for.
+        """
+        import torch
+
+        from ddim_edit.batch import encode_photos
+        from ddim_edit.decoding import seed_latents
+        from ddim_edit.errors import ImageError
+        from ddim_edit.latents import Latents
+
+        if self.given:
+            return self.given, None
+        if self.seeds:
+            return seed_latents(
+                model, self.seeds, grid=recipe.grid, solver=recipe.solver, denoiser=recipe.denoiser
+            ), None
+        batches = self.source.batches(self.photos, model)
+        ready = list(batches)
+        if batches.failures:
+            raise ImageError(batches.failures[0].error)
+        parts = [part.latents for part in encode_photos(model, ready, recipe, check=False, on_step=on_step)]
+        return Latents.join(parts), torch.cat([batch.pixels for batch in ready])
+
+
+@click.command()
+@options.optional_photo_options
+@click.option("--seeds", type=values.seeds, help="Morph through pictures drawn from seeds, instead of photos.")
+@options.output_option("morph.mp4", "Video: .mp4, .gif, .webp, .png (animated), or a folder for frames.")
+@options.grid_options
+@options.condition_options
+@method_options
+@options.eta_options
+@click.option("--decode-steps", type=click.IntRange(1), help="Steps per frame.  [default: as many as for encoding]")
+@motion_options
+@films.film_options
+@options.json_option
+@options.model_options
+@options.running_options
+@click.pass_context
+def interpolate(  # noqa: PLR0913
+    ctx: click.Context,
+    *,
+    source: options.Source,
+    seeds: list[int] | None,
+    output: Path,
+    choice: options.ModelChoice,
+    grid: options.GridChoice,
+    condition: options.Condition,
+    method: Method,
+    randomness: options.Randomness,
+    decode_steps: int | None,
+    moving: MotionChoice,
+    film: films.Film,
+    as_json: bool,
+    running: options.Running,
+) -> int:
+    """Morph through PHOTOS (two or more; photos, an .npz, or latents that encode wrote) as a video.
+
+    A run that was stopped goes on where it was when it is started again in the same way.
+
+    \b
+    ddim-edit interpolate a.jpg b.jpg c.jpg --frames 90 -o morph.mp4
+    ddim-edit interpolate a.jpg b.jpg c.jpg --loop --frames 48 --format png -o frames
+    ddim-edit interpolate --seeds 0-3 --eta 0.5 --ease ease-in-out -o seeds.webp
+    """
+    from ddim_edit.inversion import default_grid
+    from ddim_edit.rendering import Checkpoint
+
+    output = film.prepare(ctx, output, overwrite=running.overwrite)
+    keys = _Keys.find(source, seeds)
+    if keys.given and (grid.given or condition.given or method != Method()):
+        raise click.UsageError(
+            "Latents keep the grid, condition and method that they were encoded with; use --decode-steps."
+        )
+    if randomness.eta and not seeds:
+        raise click.UsageError("Photos are encoded at eta 0; give --seeds, or latents that carry step noise.")
+    motion = moving.build(photos=bool(keys.photos))
+    motion.check(len(keys), film.frames)
+    model = choice.load()
+    recipe = keys.recipe(model, method, grid, condition, randomness)
+    model = fitted(model, [recipe.solver.name])
+    levels = default_grid(model.schedule, decode_steps) if decode_steps else recipe.grid
+    description = run.describe_run(ctx, model, recipe.grid)
+    record = run.Record(description, outputs=[output, *film.extra(output)], inside=False)
+    checkpoint = Checkpoint.beside(output, _request(description, keys.hashes))
+    plan = _plan(keys, model, recipe, levels, motion, film, checkpoint, running)
+    _render(plan, model, checkpoint, source.batch_size, running)
+    report = film.write(plan, checkpoint, output, description)
+    checkpoint.remove()
+    record.description = {**description, **{key: value for key, value in report.items() if key != "frames"}}
+    click.echo(json.dumps(report["steps"]) if as_json else films.summary(report), err=not as_json)
+    return run.finish(record, output, (), done=len(plan.order), running=running)
+
+
+def _request(description: dict[str, object], hashes: list[str]) -> str:
+    """What the pictures depend on, as a digest: all but where they go and how they are wrapped."""
+    arguments = description["arguments"]
+    assert isinstance(arguments, dict)
+    wrapping = {"photos", "output", "overwrite", "progress", "as_json", *films.WRAPPING}
+    kept = {key: value for key, value in arguments.items() if key not in wrapping}
+    text = json.dumps({**description, "arguments": kept, "sources": hashes}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plan(
+    keys: _Keys,
+    model: "Model",
+    recipe: "Recipe",
+    levels: "Grid",
+    motion: "Motion",
+    film: films.Film,
+    checkpoint: "Checkpoint",
+    running: options.Running,
+) -> "Morph":
+    """The plan of the clip: that of an interrupted run, or a new one, with warnings about the latents."""
+    from ddim_edit.morphing import plan_morph
+
+    if plan := checkpoint.load(motion, levels):
+        click.echo("going on with the plan of an interrupted run", err=True)
+        return plan
+    size = keys.source.batch_size
+    total = len(keys.photos) * recipe.grid.steps + motion.looks(len(keys)) * levels.steps
+    with run.Progress("plan", total, shown=running.progress) as bar:
+        latents, photos = keys.make(model, recipe, bar)
+        plan = plan_morph(model, latents, film.frames, motion, photos=photos, grid=levels, batch_size=size, on_step=bar)
+    for line in plan.warnings:
+        click.echo(f"warning: {line}", err=True)
+    checkpoint.save(plan)
+    return plan
+
+
+def _render(plan: "Morph", model: "Model", checkpoint: "Checkpoint", batch_size: int, running: options.Running) -> None:
+    missing = sum(len(rows) for rows in checkpoint.missing(plan, batch_size))
+    if missing < len(plan.positions):
+        click.echo(f"{len(plan.positions) - missing} of {len(plan.positions)} pictures are there already", err=True)
+    try:
+        with run.Progress("interpolate", missing * plan.grid.steps, shown=running.progress) as bar:
+            checkpoint.render(plan, model, batch_size=batch_size, on_step=bar)
+    except KeyboardInterrupt:
+        click.echo("start it again in the same way to go on from here", err=True)
+        raise

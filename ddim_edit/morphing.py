@@ -1,0 +1,343 @@
+"""Morphs: clips that travel a path through latents, evenly paced, and meet the photos at their keys.
+
+`plan_morph` decides where on the path every frame goes, which takes a few pilot frames; `Morph.frames` decodes them,
+one batch in memory at a time. No files here: `rendering` writes frames so that an interrupted run can go on.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ddim_edit.corrections import Correction, corrected
+from ddim_edit.decoding import decode
+from ddim_edit.errors import ConfigError
+from ddim_edit.grid import Grid
+from ddim_edit.interpolation import How, along, segments
+from ddim_edit.inversion import advice, with_health, with_quality
+from ddim_edit.latents import Latents
+from ddim_edit.models.base import Model
+from ddim_edit.ode import OnStep
+from ddim_edit.pacing import (
+    EASES,
+    Curve,
+    Distance,
+    Look,
+    Over,
+    bisected,
+    dissimilarity,
+    even_pace,
+    l2,
+    measure_pace,
+    paced_positions,
+)
+from ddim_edit.recipe import Recipe
+
+Metric = Literal["none", "l2", "ssim", "unet"]
+Endpoints = Literal["decoded", "paste", "exact"]
+Loop = Literal["none", "closed", "boomerang"]
+
+_FEATURE_LEVEL = 0.05  # of the schedule: where the network's features are taken
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How a clip moves.
+
+    Args:
+        path: see `interpolation.along`; None takes slerp through two keys and squad through more.
+        loop: `closed` goes on from the last key to the first, so that frame 0 follows the last one; `boomerang` comes
+            back the way it went, without showing either end twice.
+        pace: the distance that is the same for every step: `l2`, `ssim` (1 - SSIM), `unet` (features of the model's
+            own encoder), one of your own, or `none` for equal steps of the latent.
+        pilot: pictures per segment that are decoded to find the pace.
+        over: see `pacing.paced_positions`.
+        ease: a curve between neighbouring keys, applied after pacing; see `pacing.EASES`.
+        max_step: instead of a number of frames: as many as it takes for no step to be larger, in the unit of `pace`.
+        endpoints: how keys meet their photos. `decoded`: as they decode. `paste`: the photo takes the place of its
+            key's frame, and pops. `exact`: what decoded keys miss of their photos is added, fading from key to key.
+        correct: see `corrections.corrected`.
+
+    Raises:
+        ConfigError: an unknown or impossible setting.
+    """
+
+    path: How | None = None
+    loop: Loop = "none"
+    pace: Metric | Distance = "l2"
+    pilot: int = 9
+    over: Over = "global"
+    ease: Curve = EASES["linear"]
+    max_step: float | None = None
+    endpoints: Endpoints = "decoded"
+    correct: Correction = "none"
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("path", self.path, (None, *get_args(How))),
+            ("loop", self.loop, get_args(Loop)),
+            ("pace", self.pace, (self.pace,) if callable(self.pace) else get_args(Metric)),
+            ("over", self.over, get_args(Over)),
+            ("endpoints", self.endpoints, get_args(Endpoints)),
+            ("correct", self.correct, get_args(Correction)),
+        ):
+            if value not in known:
+                raise ConfigError(f"{name}={value!r} is not known; choose {', '.join(map(str, known))}")
+        if self.max_step is not None and not self.max_step > 0:
+            raise ConfigError(f"max_step={self.max_step:g}; choose a distance above 0")
+        if self.max_step is not None and self.pace == "none":
+            raise ConfigError(f"max_step={self.max_step:g} needs a distance to measure steps by; choose a pace")
+
+    @property
+    def closed(self) -> bool:
+        """Whether the path leads from the last key to the first."""
+        return self.loop == "closed"
+
+    def check(self, keys: int, frames: int) -> None:
+        """Refuse, before any work, what cannot become a clip.
+
+        Raises:
+            ConfigError: too few keys or frames for this motion.
+        """
+        if keys < 2:
+            raise ConfigError(f"a morph needs two photos or more, not {keys}")
+        if self.loop == "boomerang" and frames % 2:
+            raise ConfigError(f"frames={frames} but a boomerang has an even number; choose {frames + 1}")
+        paced_positions(
+            even_pace(segments(keys, closed=self.closed)), self.rows(frames), closed=self.closed, ease=self.ease
+        )
+
+    def looks(self, keys: int) -> int:
+        """How many pictures a plan decodes, where no `max_step` decides."""
+        met = keys if self.endpoints == "exact" else 0
+        return met + (0 if self.pace == "none" else segments(keys, closed=self.closed) * (self.pilot - 1) + 1)
+
+    def rows(self, frames: int) -> int:
+        """How many different pictures a clip of so many frames shows."""
+        return frames // 2 + 1 if self.loop == "boomerang" else frames
+
+
+@dataclass(frozen=True)
+class Morph:
+    """A planned clip: everything but the model.
+
+    Args:
+        latents: N keys, in the order of the clip.
+        motion: how it moves.
+        positions: (R,) float64, where on the path each picture lies; see `interpolation.along`.
+        grid: the levels that a frame is decoded on.
+        photos: (N, 3, H, W) in [-1, 1], where keys are to meet their photos.
+        residuals: (N, 3, H, W), photos minus decoded keys, where they are to be faded in.
+        cost: network forwards that one picture takes.
+        looked: how many pictures were decoded to make the plan.
+    """
+
+    latents: Latents
+    motion: Motion
+    positions: Tensor
+    grid: Grid
+    photos: Tensor | None = None
+    residuals: Tensor | None = None
+    cost: int = 0
+    looked: int = 0
+
+    @property
+    def order(self) -> list[int]:
+        """Which row of `positions` each frame shows: all of them, and on a boomerang back again."""
+        rows = list(range(len(self.positions)))
+        return rows + rows[-2:0:-1] if self.motion.loop == "boomerang" else rows
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know before the frames are made: one line per problem."""
+        lines = [
+            f"{name}: {line}"
+            for name, record in zip(self.latents.names, self.latents.photos, strict=True)
+            for line in advice(record)
+        ]
+        if self.motion.correct != "none":
+            keys = self.latents.x
+            changed = corrected(keys, self.motion.correct, keys=keys, u=torch.arange(len(keys)).double())
+            change = float((changed.double() - keys.double()).square().mean().sqrt())
+            lines.append(f"correct={self.motion.correct} changes the key latents by {change:.3f} rms")
+        return lines
+
+    @property
+    def path(self) -> How:
+        """The path that is taken."""
+        return self.motion.path or ("slerp" if len(self.latents) == 2 else "squad")
+
+    def x(self, u: Tensor) -> Tensor:
+        """The latents (F, C, h, w) at positions (F,) on the path."""
+        keys = self.latents.x
+        return corrected(along(keys, u, self.path, closed=self.motion.closed), self.motion.correct, keys=keys, u=u)
+
+    def between(self, u: Tensor) -> Latents:
+        """The latents at positions (F,) on the path, with step noises or a solver's memory if the keys have any."""
+        keys, noises = self.latents, None
+        if keys.noises is not None:
+            noises = torch.stack([self._along(step, u) for step in keys.noises])
+        memory = tuple(self._along(value, u) for value in keys.memory)  # the other half of a pair goes the same way
+        return Latents(self.x(u), keys.level, keys.space, keys.how, memory=memory, noises=noises)
+
+    def _along(self, keys: Tensor, u: Tensor) -> Tensor:
+        return along(keys, u, self.path, closed=self.motion.closed)
+
+    def frames(
+        self, model: Model, rows: Sequence[int] | None = None, *, batch_size: int = 8, on_step: OnStep | None = None
+    ) -> Iterator[Tensor]:
+        """Decode pictures (3, H, W) of the clip, one batch at a time.
+
+        Args:
+            model: the model that encoded the keys.
+            rows: of `positions`; by default those of every frame, in order.
+            batch_size: pictures decoded at once.
+            on_step: called after every step of every batch.
+
+        Raises:
+            LatentsError: another model's latents; NumericsError: values that are not finite.
+        """
+        wanted = self.order if rows is None else list(rows)
+        for start in range(0, len(wanted), batch_size):
+            u = self.positions[wanted[start : start + batch_size]]
+            pictures = decode(model, self.between(u), grid=self.grid, on_step=on_step)
+            yield from self._meeting(pictures, u)
+
+    def _meeting(self, pictures: Tensor, u: Tensor) -> Tensor:
+        """Pictures at positions, meeting the photos the way that was asked for."""
+        if self.photos is None:
+            return pictures
+        key, t = u.floor().long(), (u - u.floor()).float().view(-1, 1, 1, 1)
+        if self.residuals is not None:
+            before, after = (self.residuals[(key + k) % len(self.residuals)] for k in (0, 1))
+            pictures = pictures + (1 - t) * before + t * after
+        return torch.where(t == 0, self.photos[key % len(self.photos)].to(pictures), pictures)
+
+
+def plan_morph(
+    model: Model,
+    latents: Latents,
+    frames: int = 60,
+    motion: Motion = Motion(),
+    *,
+    photos: Tensor | None = None,
+    grid: Grid | int | str | None = None,
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+) -> Morph:
+    """Plan a morph through photos: decode the keys if their photos are to be met, and a few frames to find the pace.
+
+    Args:
+        model: the model that encoded them.
+        latents: one per photo, in the order of the clip; two or more.
+        frames: all frames together; every photo falls on a frame of its own. Without effect where `motion` has a
+            `max_step`.
+        motion: how the clip moves.
+        photos: (N, 3, H, W) in [-1, 1], for the endpoints `paste` and `exact`.
+        grid: another grid or number of steps than they were encoded with; fewer are faster.
+        batch_size: pictures decoded at once.
+        on_step: called after every step of every batch.
+
+    Raises:
+        ConfigError: fewer than two photos, too few frames, endpoints without photos; and the errors of `decode`.
+    """
+    motion.check(len(latents), frames)
+    recipe = Recipe.of(latents, model, grid=grid)
+    plan = Morph(
+        with_health(latents), motion, torch.zeros(0), recipe.grid, cost=recipe.grid.steps * recipe.denoiser.cost
+    )
+    if motion.endpoints != "decoded":
+        plan = _with_photos(plan, model, photos, batch_size, on_step)
+    # A pasted photo pops out of the clip: pacing by it would slow the clip down around a jump that stays.
+    shown = plan if motion.endpoints == "exact" else replace(plan, photos=None)
+    scout = _Scout(model, shown, batch_size, on_step)
+    positions = _positions(scout.look, _distance(motion.pace, model), len(latents), frames, motion)
+    return replace(plan, positions=positions, looked=plan.looked + scout.looked)
+
+
+def morph(
+    model: Model,
+    latents: Latents,
+    frames: int = 60,
+    motion: Motion = Motion(),
+    *,
+    photos: Tensor | None = None,
+    grid: Grid | int | str | None = None,
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+) -> Iterator[Tensor]:
+    """Yield the frames (3, H, W) of a morph through the photos, one batch in memory at a time.
+
+    Arguments and errors as `plan_morph`, which runs first.
+    """
+    plan = plan_morph(model, latents, frames, motion, photos=photos, grid=grid, batch_size=batch_size, on_step=on_step)
+    yield from plan.frames(model, batch_size=batch_size, on_step=on_step)
+
+
+@dataclass
+class _Scout:
+    """Looks at a path ahead of the frames, and counts how often."""
+
+    model: Model
+    plan: Morph
+    batch_size: int
+    on_step: OnStep | None
+    looked: int = field(default=0)
+
+    def look(self, u: Tensor) -> Iterator[Tensor]:
+        self.looked += len(u)
+        there = replace(self.plan, positions=u)
+        return there.frames(self.model, range(len(u)), batch_size=self.batch_size, on_step=self.on_step)
+
+
+def _positions(look: Look, distance: Distance | None, keys: int, frames: int, motion: Motion) -> Tensor:
+    parts = segments(keys, closed=motion.closed)
+    if distance is not None and motion.max_step is not None:
+        return bisected(look, distance, parts, motion.max_step, closed=motion.closed)
+    paces = even_pace(parts) if distance is None else measure_pace(look, distance, parts, motion.pilot)
+    return paced_positions(paces, motion.rows(frames), closed=motion.closed, over=motion.over, ease=motion.ease)
+
+
+def _with_photos(plan: Morph, model: Model, photos: Tensor | None, batch_size: int, on_step: OnStep | None) -> Morph:
+    if photos is None:
+        raise ConfigError(f"endpoints={plan.motion.endpoints} needs the photos; give them, or choose decoded")
+    if photos.shape != (len(plan.latents), 3, *model.image_size):
+        raise ConfigError(
+            f"photos are {tuple(photos.shape)} for {len(plan.latents)} latents; give one each, at its size"
+        )
+    if plan.motion.endpoints == "paste":
+        return replace(plan, photos=photos)
+    keys = replace(plan, positions=torch.arange(len(photos)).double())
+    restored = torch.stack(list(keys.frames(model, range(len(photos)), batch_size=batch_size, on_step=on_step)))
+    latents = with_quality(plan.latents, photos, restored)
+    return replace(plan, latents=latents, photos=photos, residuals=photos - restored, looked=len(photos))
+
+
+def _distance(pace: Metric | Distance, model: Model) -> Distance | None:
+    if callable(pace):
+        return pace
+    if pace == "unet":
+        return _feature_distance(model)
+    return {"none": None, "l2": l2, "ssim": dissimilarity}[pace]
+
+
+def _feature_distance(model: Model) -> Distance:
+    """How differently the model's own encoder sees two pictures, without noise: LPIPS without learned weights."""
+    if model.features is None:
+        raise ConfigError(f"{model.name} shows no features to pace by; choose l2 or ssim")
+    show, condition = model.features, model.condition()
+    level = model.schedule.level(_FEATURE_LEVEL * len(model.schedule))
+
+    def features(picture: Tensor) -> list[Tensor]:
+        x = level.signal * model.codec.encode(picture[None].float().to(model.device))
+        t = torch.full((1,), level.t, device=x.device)
+        with torch.no_grad():
+            return [torch.nn.functional.normalize(value, dim=1) for value in show(x, t, condition)]
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        pairs = zip(features(a), features(b), strict=True)
+        return float(torch.stack([(x - y).square().sum(1).mean() for x, y in pairs]).mean().sqrt())
+
+    return distance

@@ -1,0 +1,108 @@
+"""What a network is trained to output and what it is punished for: pure functions of tensors.
+
+Targets and bounds as in Improved DDPM (arXiv 2102.09672) and DDPM (2006.11239); min-SNR weights: arXiv 2303.09556.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ddim_edit.denoiser import PredictionType, interpret
+from ddim_edit.models.previous import X_PREV
+from ddim_edit.schedule import Array, NoiseSchedule
+from ddim_edit.variational import Posterior, bound_terms, rows_of
+
+TARGETS = (*(str(kind) for kind in PredictionType), X_PREV)
+LOSSES = ("mse", "vb", "rescaled-vb", "hybrid")
+# Weight of the bound beside the squared error, lambda of arXiv 2102.09672 section 3.1, for the bound as a sum over T.
+HYBRID_WEIGHT = 1e-3
+
+
+class Noised(NamedTuple):
+    """Photos and what was made of them: x0, eps and x_t (B, C, h, w); integer t (B,), on the CPU."""
+
+    x0: Tensor
+    eps: Tensor
+    x_t: Tensor
+    t: Tensor
+
+
+class Losses(NamedTuple):
+    """One number per photo, (B,): what is minimised, and the plain squared error of the target, which is reported."""
+
+    total: Tensor
+    mse: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """The loss of a network's raw output.
+
+    Args:
+        schedule: the noise levels.
+        target: one of TARGETS.
+        loss: one of LOSSES. `vb` is the bound's term at t in bits per dimension, `rescaled-vb` the same times T, and
+            `hybrid` the squared error plus the bound of the learned variance, whose mean gets no gradient.
+        min_snr: gamma, or None.
+    """
+
+    schedule: NoiseSchedule
+    target: str
+    loss: str = "mse"
+    min_snr: float | None = None
+
+    @cached_property
+    def posterior(self) -> Posterior:
+        """q(x_{t-1} | x_t, x0)."""
+        return Posterior.of(self.schedule)
+
+    @cached_property
+    def weights(self) -> Array | None:
+        """(T,) factors of the squared error."""
+        return None if self.min_snr is None else min_snr_weights(self.schedule, self.target, self.min_snr)
+
+    def target_of(self, noised: Noised) -> Tensor:
+        """What the network should have said, (B, C, h, w)."""
+        x0, eps, x_t, t = noised
+        if self.target == X_PREV:
+            return self.posterior.mean(x0, x_t, t)
+        if self.target == PredictionType.V:
+            return self.schedule.velocity(x0, eps, t)
+        return eps if self.target == PredictionType.EPSILON else x0
+
+    def __call__(self, out: Tensor, noised: Noised) -> Losses:
+        """Losses of an output (B, C, h, w), or (B, 2 C, h, w) with a learned sigma."""
+        channels = noised.x0.shape[1]
+        said, learned = out[:, :channels], out[:, channels:] if out.shape[1] > channels else None
+        mse = (said - self.target_of(noised)).square().flatten(1).mean(1)
+        T = len(self.schedule)
+        if self.loss in ("vb", "rescaled-vb"):
+            bound = self._bound(said, learned, noised)
+            return Losses(bound * T if self.loss == "rescaled-vb" else bound, mse.detach())
+        total = mse if self.weights is None else mse * rows_of(self.weights, noised.t, mse)
+        if self.loss == "hybrid":
+            total = total + HYBRID_WEIGHT * T * self._bound(said.detach(), learned, noised)
+        return Losses(total, mse.detach())
+
+    def _bound(self, said: Tensor, learned: Tensor | None, noised: Noised) -> Tensor:
+        x0, _, x_t, t = noised
+        return bound_terms(self.posterior, x0, x_t, t, self._mean(said, x_t, t), learned)
+
+    def _mean(self, said: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Where the network expects x_{t-1}."""
+        if self.target == X_PREV:
+            return said
+        signal, noise = self.schedule.signal_and_noise(t, x_t)
+        return self.posterior.mean(interpret(PredictionType(self.target), x_t, said, signal, noise).x0, x_t, t)
+
+
+def min_snr_weights(schedule: NoiseSchedule, target: str, gamma: float) -> Array:
+    """(T,) weights that make every target's squared error min(SNR, gamma) times that of x0."""
+    snr = np.exp(2 * schedule.log_snr)
+    capped = np.minimum(snr, gamma)
+    if target == PredictionType.EPSILON:
+        return capped / snr
+    return capped / (snr + 1) if target == PredictionType.V else capped

@@ -1,0 +1,197 @@
+"""The state of a training run, and one step of it: everything that must survive a kill lives in `Training.state`."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ddim_edit.datasets import PhotoSet
+from ddim_edit.errors import ConfigError
+from ddim_edit.noise import generator
+from ddim_edit.training.config import TrainConfig
+from ddim_edit.training.data import Batch, Batches, labels_of
+from ddim_edit.training.network import Origin
+from ddim_edit.training.objectives import Objective
+from ddim_edit.training.optimizers import OPTIMIZERS, rates_of, set_rate
+from ddim_edit.training.timesteps import SAMPLERS, TimestepSampler
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.training_utils import EMAModel
+
+
+@dataclass
+class Training:
+    """A run between two steps.
+
+    Attributes:
+        origin: what it started from.
+        accelerator: devices, precision and processes.
+        module: the network itself.
+        forward: the same as it is called, wrapped and perhaps compiled.
+        optimizers: one, or several that share the parameters out.
+        rates: highest learning rate of each of their groups.
+        ema: the averaged weights.
+        averaged: a network to hold them, which nothing trains.
+        sampler: of timesteps.
+        batches: of photos.
+        objective: the loss.
+        digest: of the photos.
+        step: steps done.
+        images: photos seen, by all processes together.
+        seconds: time spent.
+    """
+
+    origin: Origin
+    accelerator: "Accelerator"
+    module: nn.Module
+    forward: Callable[..., Any]
+    optimizers: list[Optimizer]
+    rates: list[list[float]]
+    ema: "EMAModel"
+    averaged: "UNet2DModel"
+    sampler: TimestepSampler
+    batches: Batches
+    objective: Objective
+    digest: str
+    step: int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings."""
+        return self.origin.config
+
+    @classmethod
+    def begin(cls, origin: Origin, photos: PhotoSet, accelerator: "Accelerator") -> "Training":
+        """Set everything up for step 0."""
+        from diffusers.training_utils import EMAModel
+
+        config, schedule, device = origin.config, origin.schedule, accelerator.device
+        memory = torch.channels_last if config.channels_last else torch.contiguous_format
+        module = cast(nn.Module, origin.module.to(device).to(memory_format=memory)).train()  # pyright: ignore
+        averaged = deepcopy(origin.module).eval().requires_grad_(False)
+        optimizers = OPTIMIZERS[config.optimizer](module, config.lr)
+        rates = rates_of(optimizers)
+        network, *prepared = accelerator.prepare(module, *optimizers)
+        return cls(
+            origin=origin,
+            accelerator=accelerator,
+            module=module,
+            forward=torch.compile(network) if config.compile else network,
+            optimizers=cast(list[Optimizer], prepared),
+            rates=rates,
+            ema=EMAModel(module.parameters(), decay=config.ema, foreach=True),
+            averaged=averaged,
+            sampler=SAMPLERS[config.schedule_sampler](len(schedule)),
+            batches=_batches(origin, photos, device),
+            objective=Objective(schedule, str(config.target), config.loss, config.min_snr),
+            digest=photos.digest,
+        )
+
+    def advance(self, rate_factor: float) -> Tensor:
+        """One step of the optimizers, at a share of the highest learning rate; gives the mean squared error, ()."""
+        set_rate(self.optimizers, self.rates, rate_factor)
+        parts = self.config.accumulate
+        mse = torch.zeros((), device=self.accelerator.device)
+        for part in range(parts):
+            batch = self._batch(part)
+            last = part == parts - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.forward):  # pyright: ignore
+                mse += self._backward(batch) / parts
+        self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.ema.step(self.module.parameters())
+        self.step += 1
+        self.images += parts * self.accelerator.num_processes * self.config.batch_size
+        return mse
+
+    def average(self) -> "UNet2DModel":
+        """The network with the averaged weights of now."""
+        self.ema.copy_to(self.averaged.parameters())
+        return self.averaged
+
+    def state(self) -> dict[str, object]:
+        """Everything that a step changes."""
+        scaler = self.accelerator.scaler
+        return {
+            "network": self.module.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "sampler": self.sampler.state(),
+            "scaler": {} if scaler is None else scaler.state_dict(),
+            "step": self.step,
+            "images": self.images,
+            "seconds": self.seconds,
+            "config": json.dumps(self.config.to_json()),
+            "photos": self.digest,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave.
+
+        Raises:
+            ConfigError: it is that of other photos, or of settings that make another network or another course.
+        """
+        self.config.require_same(TrainConfig.from_json(json.loads(state["config"])))
+        if state["photos"] != self.digest:
+            raise ConfigError("these are not the photos that the run began with; give the same to --resume")
+        self.module.load_state_dict(state["network"])
+        self.ema.load_state_dict(state["ema"])
+        self.ema.to(self.accelerator.device)
+        self.ema.decay = self.config.ema
+        for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        self.sampler.restore(state["sampler"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
+
+    def _batch(self, part: int) -> Batch:
+        """This process's batch number `part` of the step."""
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        within = part * processes + rank
+        number = self.step * self.config.accumulate * processes + within
+        if self.config.dropout:  # layers draw from torch's own generators
+            torch.manual_seed(generator(self.config.seed, "training", number).initial_seed())
+        return self.batches.draw(number, self.images + within * self.config.batch_size, self.sampler)
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Gradients of one batch; gives the mean squared error, ()."""
+        noised = batch.noised
+        x_t = noised.x_t
+        if self.config.channels_last:
+            x_t = x_t.contiguous(memory_format=torch.channels_last)
+        out = self.forward(x_t, noised.t.to(x_t.device), class_labels=batch.labels, return_dict=False)[0]
+        losses = self.objective(out.float(), noised)
+        self.accelerator.backward((batch.weights * losses.total).mean() / self.config.accumulate)
+        if self.sampler.learns:
+            t, total = noised.t.to(x_t.device), losses.total.detach()
+            t, total = cast(tuple[Tensor, Tensor], self.accelerator.gather((t, total)))
+            self.sampler.learn(t.cpu(), total.cpu())
+        return losses.mse.mean()
+
+
+def _batches(origin: Origin, photos: PhotoSet, device: torch.device) -> Batches:
+    config, labels = origin.config, origin.labels
+    has_null = labels is not None and labels.null is not None
+    return Batches(
+        pixels=photos.pixels.to(device),
+        labels=None if labels is None else labels_of(photos, labels).to(device),
+        null=labels.null if labels and labels.null is not None else 0,
+        schedule=origin.schedule,
+        size=config.batch_size,
+        seed=config.seed,
+        flip=config.flip,
+        dropout=config.label_dropout if has_null else 0.0,
+    )

@@ -1,0 +1,305 @@
+import itertools
+from dataclasses import replace
+from types import GeneratorType
+
+import numpy as np
+import pytest
+import torch
+from helpers import relative_rms, save_pipeline_folder, tiny_unet
+from model_helpers import SIZE, counted_model, cpu, mixture_model, photos
+from torch import Tensor
+
+import ddim_edit as de
+from ddim_edit.errors import ConfigError
+from ddim_edit.inversion import with_health
+from ddim_edit.morphing import Motion, plan_morph
+from ddim_edit.ode import Step
+from ddim_edit.pacing import Steps, dissimilarity, l2
+
+UNPACED = Motion(pace="none", path="slerp")
+
+
+@pytest.fixture(scope="module")
+def unet(tmp_path_factory: pytest.TempPathFactory) -> de.Model:
+    """Three classes, the last of which stands for none."""
+    network = tiny_unet(sample_size=SIZE, num_class_embeds=3)
+    folder = save_pipeline_folder(tmp_path_factory.mktemp("unet") / "unet", network)
+    (folder / "labels.json").write_text('{"names": ["cat", "dog", "none"], "null": 2}')
+    return cpu(folder)
+
+
+def encoded(model: de.Model, count: int = 2, steps: int = 5) -> de.Latents:
+    return de.encode(model, photos(count), grid=steps, check=False)
+
+
+class TestFrames:
+    @pytest.mark.parametrize("motion", [UNPACED, Motion(pilot=3), Motion(loop="closed", pilot=3)])
+    @pytest.mark.parametrize(("keys", "frames", "batch"), [(2, 2, 8), (2, 9, 4), (3, 3, 1), (4, 5, 8)])
+    def test_they_are_counted_exactly(self, motion: Motion, keys: int, frames: int, batch: int):
+        model = mixture_model()
+        made = list(de.morph(model, encoded(model, keys, 3), frames, motion, batch_size=batch))
+        assert [frame.shape for frame in made] == [(3, SIZE, SIZE)] * frames
+
+    @pytest.mark.parametrize("motion", [UNPACED, replace(UNPACED, path=None)])
+    def test_every_photo_falls_on_a_frame_of_its_own(self, unet: de.Model, motion: Motion):
+        latents = encoded(unet, 3)
+        frames = torch.stack(list(de.morph(unet, latents, 7, motion, batch_size=7)))
+        keys = de.decode(unet, latents)
+        for key, frame in enumerate((0, 3, 6)):
+            assert relative_rms(frames[frame], keys[key]) < 1e-4
+
+    @pytest.mark.parametrize("batch", [1, 4])
+    def test_the_ends_are_the_decoded_keys_bit_for_bit_in_batches_of_one_size(self, unet: de.Model, batch: int):
+        latents = encoded(unet)
+        frames = list(de.morph(unet, latents, 2 * batch, Motion(pilot=3), batch_size=batch))
+        assert frames[0].equal(de.decode(unet, latents.select([0] * batch))[0])
+        assert frames[-1].equal(de.decode(unet, latents.select([1] * batch))[-1])
+
+    def test_micro_batches_make_the_same_bits_for_every_batch_size(self, unet: de.Model):
+        model = unet.micro_batched(4)
+        latents = encoded(model)
+        made = [torch.stack(list(de.morph(model, latents, 6, Motion(pilot=4), batch_size=n))) for n in (1, 4, 5, 8)]
+        assert all(other.equal(made[0]) for other in made[1:])
+        keys = de.decode(model, latents)
+        assert made[0][0].equal(keys[0])
+        assert made[0][-1].equal(keys[1])
+
+    def test_only_one_batch_is_decoded_at_a_time(self):
+        model, calls = counted_model()
+        latents = encoded(model, 2, 3)
+        calls.clear()
+        frames = de.morph(model, latents, 10, UNPACED, batch_size=4)
+        assert isinstance(frames, GeneratorType)
+        assert calls == []
+        after: list[list[int]] = []
+        for _ in range(10):
+            next(frames)
+            after.append(list(calls))
+        one, two, three = [4] * 3, [4] * 6, [4] * 6 + [2] * 3
+        assert after == [one] * 4 + [two] * 4 + [three] * 2
+
+    def test_they_start_from_the_path_between_the_keys(self):
+        model = mixture_model()
+        latents = encoded(model, 3, 3)
+        for how in ("slerp", "lerp", "squad"):
+            seen: list[Tensor] = []
+
+            def network(x: Tensor, t: Tensor, condition: object, seen: list[Tensor] = seen) -> Tensor:
+                seen.append(x)
+                return x
+
+            list(de.morph(replace(model, network=network), latents, 5, Motion(path=how, pace="none")))
+            assert seen[0].equal(de.along(latents.x, torch.arange(5) / 2, how))
+
+    def test_on_another_grid_with_fewer_steps(self):
+        model = mixture_model()
+        latents = encoded(model, 2, 20)
+        seen: list[Step] = []
+        frames = list(de.morph(model, latents, 2, UNPACED, grid=5, on_step=seen.append))
+        assert len(seen) == 5
+        assert torch.stack(frames).equal(de.decode(model, latents, grid=5))
+
+    def test_the_recipe_of_the_keys_is_kept(self, unet: de.Model):
+        latents = de.encode(unet, photos(2), grid=4, denoiser=unet.denoiser("cat"), check=False)
+        frames = list(itertools.islice(de.morph(unet, latents, 4, UNPACED, batch_size=4), 4))
+        assert frames[0].equal(de.decode(unet, latents.select([0, 0, 0, 0]))[0])
+
+
+class TestPace:
+    @pytest.mark.parametrize("pace", ["l2", "ssim", "unet", l2])
+    def test_paced_steps_are_more_even(self, unet: de.Model, pace):
+        latents = de.seed_latents(unet, [0, 1, 2], grid=4)
+        distance = dissimilarity if pace == "ssim" else l2
+        even, paced = (
+            Steps.of(de.morph(unet, latents, 25, Motion(pace=p, pilot=13)), distance) for p in ("none", pace)
+        )
+        assert paced.smoothness > even.smoothness
+        if pace in ("l2", l2):
+            assert 1 - paced.smoothness < 0.2 * (1 - even.smoothness)
+            assert paced.largest_over_median < 1.2
+
+    def test_the_plan_says_what_it_cost(self):
+        model, calls = counted_model()
+        latents = encoded(model, 3, 4)
+        calls.clear()
+        plan = plan_morph(model, latents, 9, Motion(pilot=5, endpoints="exact"), photos=photos(3))
+        assert sum(calls) == plan.looked * plan.cost == (2 * 4 + 1 + 3) * 4
+        assert plan.looked == plan.motion.looks(3)
+
+    def test_max_step_decides_the_number_of_frames(self):
+        model = mixture_model()
+        plans = [plan_morph(model, encoded(model), 5, Motion(max_step=bound)) for bound in (0.01, 0.005)]
+        assert len(plans[0].positions) < len(plans[1].positions)
+        assert max(Steps.of(plans[1].frames(model)).lengths) <= 0.00501
+
+    def test_features_are_asked_of_the_network(self):
+        model = mixture_model()
+        with pytest.raises(ConfigError, match="mixture shows no features to pace by; choose l2 or ssim"):
+            plan_morph(model, encoded(model), 5, Motion(pace="unet"))
+
+    def test_features_come_from_fine_to_coarse_and_leave_no_hook(self, unet: de.Model):
+        assert unet.features is not None
+        x, t = photos(2), torch.full((2,), 50.0)
+        fine, coarse = unet.features(x, t, unet.condition("cat"))
+        assert (fine.shape[0], fine.shape[2]) == (2, SIZE // 2)
+        assert coarse.shape[2:] == (SIZE // 2, SIZE // 2)
+        again = unet.features(x, t, unet.condition("cat"))
+        assert len(again) == 2
+        assert again[0].equal(fine)
+
+
+class TestLoops:
+    def test_a_closed_clip_has_no_seam_and_no_repeated_frame(self):
+        model = mixture_model()
+        frames = list(de.morph(model, encoded(model, 5), 60, Motion(loop="closed", pilot=13)))
+        steps = Steps.of(frames, loop=True)
+        assert steps.repeated == 0
+        assert 0.5 < (steps.seam_over_median or 0) < 2
+        assert steps.largest_over_median < 1.5
+
+    def test_a_boomerang_comes_back_the_way_it_went(self):
+        model, calls = counted_model()
+        latents = encoded(model, 3, 3)
+        plan = plan_morph(model, latents, 10, replace(UNPACED, loop="boomerang"))
+        assert plan.order == [0, 1, 2, 3, 4, 5, 4, 3, 2, 1]
+        calls.clear()
+        frames = list(plan.frames(model, batch_size=3))
+        assert len(frames) == 10
+        for k in range(1, 5):
+            torch.testing.assert_close(frames[k], frames[10 - k], rtol=0, atol=1e-4)
+        assert Steps.of(frames, loop=True).repeated == 0
+
+    def test_a_boomerang_has_an_even_number_of_frames(self):
+        with pytest.raises(ConfigError, match="frames=9 but a boomerang has an even number; choose 10"):
+            Motion(loop="boomerang").check(2, 9)
+
+    @pytest.mark.parametrize("count", [3, 20])
+    def test_many_keys_and_a_repeated_one(self, count: int):
+        model = mixture_model()
+        latents = encoded(model, count, 2).select([0, *range(count)])
+        frames = list(de.morph(model, latents, 3 * count, Motion(loop="closed", pilot=3)))
+        assert len(frames) == 3 * count
+        assert torch.stack(frames).isfinite().all()
+
+
+class TestEndpoints:
+    def clip(self, endpoints: str, photos_: Tensor, latents: de.Latents) -> list[Tensor]:
+        motion = Motion(endpoints=endpoints, pilot=9)  # type: ignore[arg-type]
+        return list(de.morph(mixture_model(), latents, 33, motion, photos=photos_))
+
+    def test_exact_meets_the_photos_without_the_pop_of_paste(self):
+        given = photos(2)
+        latents = encoded(mixture_model(), 2, 3)  # so few steps that keys decode far from their photos
+        decoded, paste, exact = (self.clip(kind, given, latents) for kind in ("decoded", "paste", "exact"))
+        for clip in (paste, exact):
+            assert float((clip[0] - given[0]).abs().max()) < 1e-6
+            assert float((clip[-1] - given[1]).abs().max()) < 1e-6
+        assert float((decoded[0] - given[0]).abs().max()) > 0.05
+        assert all(a.equal(b) for a, b in zip(decoded[1:-1], paste[1:-1], strict=True))
+        pops = {len(clip): Steps.of(clip) for clip in (paste, exact)}
+        assert pops  # both have 33 frames
+        assert Steps.of(paste).largest_over_median > 3
+        assert Steps.of(exact).largest_over_median < 2
+
+    def test_the_residual_fades_from_key_to_key(self):
+        model, given = mixture_model(), photos(3)
+        plan = plan_morph(
+            model, encoded(model, 3, 3), 9, replace(UNPACED, endpoints="exact", loop="closed"), photos=given
+        )
+        assert plan.residuals is not None
+        bare = torch.stack(list(replace(plan, photos=None).frames(model)))
+        frames = torch.stack(list(plan.frames(model)))
+        a, b, c = plan.residuals
+        want = [a, (2 * a + b) / 3, (a + 2 * b) / 3, b, (2 * b + c) / 3, (b + 2 * c) / 3, c, (2 * c + a) / 3]
+        torch.testing.assert_close((frames - bare)[:8], torch.stack(want), rtol=0, atol=1e-5)
+
+    def test_the_quality_of_the_keys_is_known(self):
+        model = mixture_model()
+        plan = plan_morph(model, encoded(model, 2, 3), 9, Motion(endpoints="exact", pilot=3), photos=photos(2))
+        (expected, _) = de.compare(photos(2), de.decode(model, encoded(model, 2, 3)))
+        assert plan.latents.photos[0].quality == expected
+        assert any("comes back with" in line for line in plan.warnings)
+
+    def test_photos_must_be_there_and_fit(self):
+        model = mixture_model()
+        with pytest.raises(ConfigError, match="endpoints=exact needs the photos; give them, or choose decoded"):
+            plan_morph(model, encoded(model), 5, Motion(endpoints="exact"))
+        with pytest.raises(ConfigError, match=r"photos are \(3, 3, 12, 12\) for 2 latents"):
+            plan_morph(model, encoded(model), 5, Motion(endpoints="paste"), photos=photos(3))
+
+
+class TestNoises:
+    def test_at_eta_above_0_the_step_noise_is_interpolated_too(self, unet: de.Model):
+        latents = de.seed_latents(unet, [0, 1], grid=4, solver=de.Ddim(eta=1.0))
+        plan = plan_morph(unet, latents, 3, UNPACED)
+        between = plan.between(plan.positions)
+        assert between.noises is not None
+        assert latents.noises is not None
+        for step in range(4):
+            want = de.slerp(latents.noises[step, 0], latents.noises[step, 1], 0.5)
+            assert between.noises[step, 1].equal(want)
+        drawn = de.sample(unet, [0, 1], grid=4, solver=de.Ddim(eta=1.0))
+        frames = list(plan.frames(unet))
+        torch.testing.assert_close(frames[0], drawn[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(frames[-1], drawn[1], rtol=0, atol=1e-5)
+
+
+class TestHealth:
+    def latents(self, x: Tensor) -> de.Latents:
+        model = mixture_model()
+        made = encoded(model, 2)
+        return with_health(replace(made, x=x.float(), photos=()))
+
+    def flagged(self, x: Tensor) -> list[bool]:
+        latents = self.latents(x)
+        return [de.advice(record) != [] for record in latents.photos]
+
+    def test_gaussian_latents_raise_one_false_alarm_in_a_hundred_at_most(self):
+        x = torch.from_numpy(np.random.default_rng(0).standard_normal((1000, 3, 32, 32)))
+        assert sum(self.flagged(x)) <= 10
+
+    def test_shrunk_correlated_and_uniform_latents_are_flagged(self):
+        numbers = np.random.default_rng(1)
+        gauss = torch.from_numpy(numbers.standard_normal((20, 3, 34, 34)))
+        around = sum(gauss.roll(way, dim) for way in (1, -1) for dim in (2, 3))
+        correlated = (gauss + 0.166 * around)[..., 1:-1, 1:-1]  # 2 c / (1 + 4 c^2) = 0.3 with every neighbour
+        uniform = torch.from_numpy(numbers.uniform(-(3**0.5), 3**0.5, (20, 3, 32, 32)))
+        for bad in (0.9 * gauss, correlated / correlated.std(), uniform):
+            assert all(self.flagged(bad))
+
+    def test_a_correction_says_what_it_changes(self):
+        model = mixture_model()
+        latents = encoded(model)
+        for how in ("radius", "adain", "clip"):
+            plan = plan_morph(model, latents, 3, replace(UNPACED, correct=how))
+            assert any(line.startswith(f"correct={how} changes the key latents by") for line in plan.warnings)
+        assert not any("correct=" in line for line in plan_morph(model, latents, 3, UNPACED).warnings)
+
+
+class TestMotion:
+    @pytest.mark.parametrize(
+        ("setting", "match"),
+        [
+            ({"path": "cubic"}, "path='cubic' is not known; choose None, slerp"),
+            ({"loop": "round"}, "loop='round' is not known; choose none, closed, boomerang"),
+            ({"pace": "lpips"}, "pace='lpips' is not known; choose none, l2, ssim, unet"),
+            ({"endpoints": "near"}, "endpoints='near'"),
+            ({"correct": "whiten"}, "correct='whiten'"),
+            ({"pace": "none", "max_step": 0.1}, "needs a distance to measure steps by"),
+        ],
+    )
+    def test_unknown_settings_name_the_known_ones(self, setting: dict[str, object], match: str):
+        with pytest.raises(ConfigError, match=match):
+            Motion(**setting)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        ("keys", "frames", "match"),
+        [(1, 5, "a morph needs two photos or more, not 1"), (3, 2, "frames=2 but there are 3 keys")],
+    )
+    def test_too_few_photos_or_frames(self, keys: int, frames: int, match: str):
+        model, calls = counted_model()
+        latents = encoded(model, keys, 3)
+        calls.clear()
+        with pytest.raises(ConfigError, match=match):
+            next(de.morph(model, latents, frames))
+        assert calls == []

@@ -1,0 +1,178 @@
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ddim_edit.errors import ConfigError
+from ddim_edit.pacing import (
+    EASES,
+    Steps,
+    bisected,
+    dissimilarity,
+    eased,
+    even_pace,
+    gini,
+    l2,
+    measure_pace,
+    paced_positions,
+)
+
+laws = settings(max_examples=40)
+
+
+def grey(brightness: float) -> Tensor:
+    return torch.full((3, 12, 12), brightness, dtype=torch.float64)
+
+
+def show(where: Callable[[float], float]) -> Callable[[Tensor], Iterator[Tensor]]:
+    """A path whose picture is grey, and as bright as `where` says: l2 between two is half their difference."""
+    return lambda u: (grey(where(float(value))) for value in u)
+
+
+def slow_start(u: float) -> float:
+    """From -1 to 1 over the first segment, standing still in its first quarter of speed; then back."""
+    t = u % 1
+    rise = 2 * t**3 - 1
+    return rise if u < 1 else 1 - 0.5 * t
+
+
+def steps(look: Callable[[Tensor], Iterator[Tensor]], u: Tensor) -> np.ndarray:
+    return np.array(Steps.of(look(u)).lengths)
+
+
+def test_equal_steps_of_position_become_equal_steps_of_the_picture():
+    look = show(lambda u: 2 * u**2 - 1)
+    paces = measure_pace(look, l2, 1, 65)
+    even, paced = (steps(look, paced_positions(p, 33)) for p in (even_pace(1), paces))
+    assert gini(even) > 0.3
+    assert gini(paced) < 0.01 * gini(even)
+
+
+def test_a_small_pilot_is_almost_as_good():
+    look = show(lambda u: math.sin(3 * u - 1.5) / math.sin(1.5))
+    even = gini(steps(look, paced_positions(even_pace(1), 33)))
+    assert gini(steps(look, paced_positions(measure_pace(look, l2, 1, 9), 33))) < even / 3
+
+
+def test_the_pilot_looks_once_at_each_place():
+    asked: list[float] = []
+
+    def look(u: Tensor) -> Iterator[Tensor]:
+        asked.extend(u.tolist())
+        return show(slow_start)(u)
+
+    measure_pace(look, l2, 2, 5)
+    assert asked == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+
+
+@laws
+@given(st.integers(1, 6), st.integers(0, 60), st.booleans(), st.sampled_from(["global", "segment"]), st.integers(0, 99))
+def test_every_key_keeps_its_frame_and_time_never_runs_backwards(segments, more, closed, over, seed):
+    bright = np.random.default_rng(seed).uniform(-1, 1, segments + 1)
+    paces = measure_pace(show(lambda u: float(np.interp(u, range(segments + 1), bright))), l2, segments, 5)
+    keys = segments + (not closed)
+    u = paced_positions(paces, keys + more, closed=closed, over=over, ease=EASES["ease-in-out"])
+    assert len(u) == keys + more
+    assert set(range(keys)) <= set(u.tolist())
+    assert (u.diff() > 0).all()
+    assert float(u[0]) == 0
+    assert float(u[-1]) < segments if closed else float(u[-1]) == segments
+
+
+def test_over_global_longer_segments_get_more_frames_and_over_segment_all_get_as_many():
+    look = show(lambda u: u if u < 1 else 1 - (u - 1) / 4)  # from 0 to 1, then a quarter of the way back
+    paces = measure_pace(look, l2, 2, 5)
+    for over, first in (("global", 16), ("segment", 10)):
+        u = paced_positions(paces, 21, over=over)  # type: ignore[arg-type]
+        assert u.tolist().index(1.0) == first
+    assert steps(look, paced_positions(paces, 21)) == pytest.approx([1 / 32] * 20)
+
+
+def test_a_path_on_which_nothing_moves_is_paced_evenly():
+    paces = measure_pace(show(lambda u: 0.5), l2, 2, 4)
+    assert paced_positions(paces, 9).tolist() == paced_positions(even_pace(2), 9).tolist()
+
+
+def test_a_path_that_stands_still_for_a_while_skips_it():
+    look = show(lambda u: min(1.0, max(0.0, 3 * u - 1)))  # moves in the middle third only
+    u = paced_positions(measure_pace(look, l2, 1, 31), 11)
+    assert steps(look, u) == pytest.approx([0.05] * 10, abs=5e-3)
+    assert float(u[-1]) == 1
+
+
+def test_halving_ends_when_no_step_is_larger_than_the_bound():
+    look = show(slow_start)
+    u = bisected(look, l2, 2, 0.06)
+    assert steps(look, u).max() <= 0.06
+    assert {0.0, 1.0, 2.0} <= set(u.tolist())
+    assert len(bisected(look, l2, 2, 0.03)) > len(u) > len(bisected(look, l2, 2, 0.2))
+    assert bisected(look, l2, 2, 0.06, closed=True).tolist() == u[:-1].tolist()
+
+
+def test_a_jump_cannot_be_halved_away():
+    with pytest.raises(ConfigError, match=r"between keys 0 and 1 .* above max_step=0.1; the picture jumps there"):
+        bisected(show(lambda u: float(u > 0.3)), l2, 1, 0.1)
+    with pytest.raises(ConfigError, match="max_step=0; choose a distance above 0"):
+        bisected(show(slow_start), l2, 1, 0)
+
+
+@pytest.mark.parametrize("name", EASES)
+def test_curves_rise_from_0_to_1(name):
+    t = np.linspace(0, 1, 101)
+    made = eased(t, EASES[name])
+    assert (made[0], made[-1]) == (0, 1)
+    assert (np.diff(made) > 0).all()
+
+
+def test_curves_are_those_of_css():
+    t = np.linspace(0, 1, 11)
+    assert eased(t, EASES["linear"]) is t
+    assert eased(t, EASES["smoothstep"]) == pytest.approx(3 * t**2 - 2 * t**3, abs=1e-12)
+    assert eased(t, EASES["ease-in"]) == pytest.approx(1 - eased(1 - t, EASES["ease-out"]), abs=1e-12)
+    assert eased(np.array([0.25]), EASES["ease-in-out"])[0] == pytest.approx(0.1292, abs=1e-4)  # as browsers have it
+
+
+def test_a_curve_that_leaves_the_keys_is_refused():
+    with pytest.raises(ConfigError, match="give x1, y1, x2, y2"):
+        eased(np.array([0.5]), (0.5, -0.5, 0.5, 1.5))
+
+
+@pytest.mark.parametrize(("x", "expected"), [([1, 1, 1], 0), ([0, 0, 1], 2 / 3), ([1, 1, 2], 1 / 6), ([], 0), ([0], 0)])
+def test_gini(x, expected):
+    assert gini(x) == pytest.approx(expected)
+
+
+def test_gini_knows_neither_order_nor_scale():
+    x = np.random.default_rng(0).uniform(size=20)
+    assert gini(x.tolist()) == pytest.approx(gini((3 * x[::-1]).tolist()))
+
+
+def test_distances_are_on_the_scale_0_to_1_and_0_for_equal_pictures():
+    a, b = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert l2(grey(-1), grey(1)) == 1
+    assert l2(a, b) == pytest.approx(float((a - b).square().mean().sqrt()) / 2)
+    assert l2(a, a) == dissimilarity(a, a) == 0
+    assert 0.5 < dissimilarity(a, b) < 1.5
+
+
+def test_steps_of_a_loop_have_a_seam():
+    pictures = [grey(value) for value in (0, 0.2, 0.2, 0.5)]
+    line, loop = Steps.of(pictures), Steps.of(iter(pictures), loop=True)
+    assert line.lengths == pytest.approx((0.1, 0, 0.15))
+    assert loop.lengths == pytest.approx((0.1, 0, 0.15, 0.25))
+    assert line.seam_over_median is None
+    assert loop.seam_over_median == loop.largest_over_median == pytest.approx(2)
+    assert (line.repeated, loop.to_json()["repeated"]) == (1, 1)
+    assert loop.smoothness == 1 - gini(loop.lengths)
+
+
+def test_impossible_numbers_are_named():
+    with pytest.raises(ConfigError, match="frames=2 but there are 3 keys"):
+        paced_positions(even_pace(2), 2)
+    with pytest.raises(ConfigError, match="pilot=1 but a distance needs two pictures"):
+        measure_pace(show(slow_start), l2, 1, 1)
