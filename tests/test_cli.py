@@ -103,7 +103,19 @@ def record(path):
         (ENDPOINTS, get_args(Endpoints)),
         (CORRECTIONS, get_args(Correction)),
     ],
-    ids=["spacings", "dtypes", "fits", "solvers", "paths", "paces", "overs", "eases", "endpoints", "corrections"],
+    ids=[
+        "spacings",
+        "dtypes",
+        "fits",
+        "solvers",
+        "inverses",
+        "paths",
+        "paces",
+        "overs",
+        "eases",
+        "endpoints",
+        "corrections",
+    ],
 )
 def test_choices_written_out_equal_those_of_the_modules(written, defined):
     assert list(written) == list(defined)

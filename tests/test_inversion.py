@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,11 @@ from ddim_edit.ode import Step
 TYPES = [str(kind) for kind in de.PredictionType]
 HEALTHY = LatentHealth(rms=1.0, excess_kurtosis=0.0, neighbour_correlation=0.0)
 ZERO_SNR = de.NoiseSchedule.from_config({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
+
+
+def encode(model: de.Model, pixels: Tensor, *, grid: de.Grid | int | str = 50, **how: Any) -> de.Latents:
+    """The explicit inverse, in the model's own spacing unless a grid is given."""
+    return de.encode(model, pixels, grid=de.Grid.of(model.schedule, grid), inverse=de.Explicit(), **how)
 
 
 def quality(psnr: float) -> Quality:
@@ -45,7 +51,7 @@ class TestRoundTrip:
         """Relative RMS of decode after encode."""
         x = photos(3)
         grids = [de.Grid.build(model.schedule, count).until(until) for count in steps]
-        return [relative_rms(de.decode(model, de.encode(model, x, grid=grid, check=False)), x) for grid in grids]
+        return [relative_rms(de.decode(model, encode(model, x, grid=grid, check=False)), x) for grid in grids]
 
     @pytest.mark.parametrize("prediction", TYPES)
     @pytest.mark.parametrize("until", [999, 400])
@@ -61,7 +67,7 @@ class TestRoundTrip:
     def test_part_of_the_way_ends_where_the_grid_ends(self):
         model = mixture_model()
         grid = de.Grid.build(model.schedule, 100).until(405)
-        latents = de.encode(model, photos(2), grid=grid, check=False)
+        latents = encode(model, photos(2), grid=grid, check=False)
         assert latents.level == model.schedule.level(400)
         assert latents.how["timesteps"] == [10.0 * k for k in range(41)]
         assert latents.photos[0].evaluations == 41
@@ -69,15 +75,15 @@ class TestRoundTrip:
     def test_part_of_the_way_is_a_beginning_of_the_whole_way(self):
         model, x = mixture_model(), photos(2)
         grid = de.Grid.build(model.schedule, 20)
-        whole = de.encode(model, x, grid=grid, trajectory_every=1, check=False)
+        whole = encode(model, x, grid=grid, trajectory_every=1, check=False)
         assert whole.trajectory is not None
         for k in (1, 7, 20):
-            part = de.encode(model, x, grid=grid.until(grid[k].t), check=False)
+            part = encode(model, x, grid=grid.until(grid[k].t), check=False)
             assert part.x.equal(whole.trajectory[k - 1])
 
     def test_decoding_on_other_grids(self):
         model, x = mixture_model(), photos(3)
-        latents = de.encode(model, x, grid=100, check=False)
+        latents = encode(model, x, grid=100, check=False)
         errors = [relative_rms(de.decode(model, latents, grid=grid), x) for grid in (10, 20, 50)]
         assert errors == sorted(errors, reverse=True)
         assert errors[-1] < 0.2
@@ -92,7 +98,7 @@ class TestWhatIsRecorded:
         def watch(step: Step) -> None:
             seen[step.level.t] = step.state.x
 
-        latents = de.encode(model, x, grid=20, trajectory_every=5, check=False, on_step=watch)
+        latents = encode(model, x, grid=20, trajectory_every=5, check=False, on_step=watch)
         assert latents.trajectory is not None
         assert latents.trajectory_t == (200.0, 450.0, 700.0, 950.0)
         assert latents.trajectory.shape == (4, *x.shape)
@@ -101,14 +107,14 @@ class TestWhatIsRecorded:
         assert latents.trajectory[-1].equal(latents.x)
 
     def test_no_trajectory_unless_it_is_asked_for(self):
-        latents = de.encode(mixture_model(), photos(1), grid=5, check=False)
+        latents = encode(mixture_model(), photos(1), grid=5, check=False)
         assert (latents.trajectory, latents.trajectory_t) == (None, ())
 
     def test_the_self_check_is_the_quality_of_a_decode(self):
         model, x = mixture_model(), photos(3)
-        latents = de.encode(model, x, grid=10)
+        latents = encode(model, x, grid=10)
         assert [record.quality for record in latents.photos] == de.compare(x, de.decode(model, latents))
-        bare = de.encode(model, x, grid=10, check=False)
+        bare = encode(model, x, grid=10, check=False)
         assert [record.quality for record in bare.photos] == [None] * 3
         assert bare.x.equal(latents.x)
 
@@ -116,14 +122,14 @@ class TestWhatIsRecorded:
         costs: dict[bool, int] = {}
         for check in (True, False):
             model, calls = counted_model()
-            latents = de.encode(model, photos(2), grid=10, check=check)
+            latents = encode(model, photos(2), grid=10, check=check)
             costs[check] = len(calls)
             assert [record.evaluations for record in latents.photos] == [10, 10]
         assert costs == {True: 20, False: 10}
 
     @pytest.mark.parametrize("steps", [1, 10, 50])
     def test_health_of_whole_encodings(self, steps: int):
-        latents = de.encode(mixture_model(), photos(2), grid=de.Grid.build(de.NoiseSchedule.from_config({}), steps))
+        latents = encode(mixture_model(), photos(2), grid=de.Grid.build(de.NoiseSchedule.from_config({}), steps))
         if steps == 1:  # t = 0 alone: x is still the photo
             assert [record.health for record in latents.photos] == [None, None]
         else:
@@ -133,18 +139,18 @@ class TestWhatIsRecorded:
         model = mixture_model()
         grid = de.Grid.build(model.schedule, 50)
         for t, healthy in ((400, False), (600, False), (700, True)):
-            (record,) = de.encode(model, photos(1), grid=grid.until(t), check=False).photos
+            (record,) = encode(model, photos(1), grid=grid.until(t), check=False).photos
             assert (record.health is not None) is healthy
 
     def test_where_and_how_it_was_made(self):
         model = mixture_model()
-        latents = de.encode(model, photos(1), grid=de.Grid.build(model.schedule, 5, "trailing"), check=False)
+        latents = encode(model, photos(1), grid=de.Grid.build(model.schedule, 5, "trailing"), check=False)
         assert latents.space == model.space
         assert latents.how == {
             "timesteps": [199.0, 399.0, 599.0, 799.0, 999.0],
             "spacing": "trailing",
             "solver": {"name": "ddim", "eta": 0.0, "sigma_hat": False},
-            "inverse": "explicit",
+            "inverse": {"name": "explicit", "at": "source"},
             "denoiser": {},
         }
         assert latents.level == model.schedule.level(999)
@@ -154,13 +160,13 @@ class TestSameNumbers:
     def test_the_same_run_twice_is_the_same_file(self, unet: de.Model, tmp_path: Path):
         files = [tmp_path / name for name in "ab"]
         for file in files:
-            de.encode(unet, photos(3), grid=5, trajectory_every=2).save(file)
+            encode(unet, photos(3), grid=5, trajectory_every=2).save(file)
         assert files[0].read_bytes() == files[1].read_bytes()
 
     def test_the_photos_are_left_as_they_were(self, unet: de.Model):
         x = photos(2)
         before = x.clone()
-        de.encode(unet, x, grid=3)
+        encode(unet, x, grid=3)
         assert x.equal(before)
 
     @pytest.mark.parametrize("layout", ["channels last", "transposed", "strided", "expanded"])
@@ -175,8 +181,8 @@ class TestSameNumbers:
             "expanded": x,
         }[layout]
         assert not given.is_contiguous()
-        plain = de.encode(unet, x.contiguous(), grid=5, check=False)
-        assert de.encode(unet, given, grid=5, check=False).x.equal(plain.x)
+        plain = encode(unet, x.contiguous(), grid=5, check=False)
+        assert encode(unet, given, grid=5, check=False).x.equal(plain.x)
         turned = replace(plain, x=plain.x.to(memory_format=torch.channels_last))
         assert de.decode(unet, turned).equal(de.decode(unet, plain))
 
@@ -188,21 +194,21 @@ class TestSameNumbers:
             return torch.zeros_like(x)
 
         model = de.Model.from_function(network, mixture_model().schedule, (3, SIZE, SIZE))
-        de.encode(model, photos(2).to(memory_format=torch.channels_last), grid=3)
+        encode(model, photos(2).to(memory_format=torch.channels_last), grid=3)
         de.sample(model, photos(2).to(memory_format=torch.channels_last), grid=3)
         assert plain == [True] * 9
 
     def test_a_batch_of_eight_and_of_one_agree_on_the_bundled_model(self, garments: Tensor):
-        batch = de.encode(bundled_model(), garments, grid=10, check=False).x
+        batch = encode(bundled_model(), garments, grid=10, check=False).x
         for row in (0, 7):
-            alone = de.encode(bundled_model(), garments[row : row + 1], grid=10, check=False).x
+            alone = encode(bundled_model(), garments[row : row + 1], grid=10, check=False).x
             assert (alone - batch[row]).abs().max() < 1e-4
 
     def test_float64_photos_are_encoded_in_float64(self):
         model, x = mixture_model(), photos(2)
-        double = de.encode(model, x.double(), grid=20, check=False)
+        double = encode(model, x.double(), grid=20, check=False)
         assert double.x.dtype == torch.float64
-        assert relative_rms(de.encode(model, x, grid=20, check=False).x, double.x) < 1e-5
+        assert relative_rms(encode(model, x, grid=20, check=False).x, double.x) < 1e-5
 
 
 class TestRefused:
@@ -212,7 +218,7 @@ class TestRefused:
     def test_pixels_of_another_shape(self, shape: tuple[int, ...]):
         model, calls = counted_model()
         with pytest.raises(ConfigError, match=r"pixels are .*, but mixture takes \(B, 3, 12, 12\); resize them"):
-            de.encode(model, torch.zeros(shape), grid=5)
+            encode(model, torch.zeros(shape), grid=5)
         assert calls == []
 
     @pytest.mark.parametrize("value", [1.01, -1.01, 255.0, math.nan, math.inf])
@@ -221,32 +227,32 @@ class TestRefused:
         x = photos(2)
         x[1, 2, 3, 4] = value
         with pytest.raises(ConfigError, match=r"not finite or not in \[-1, 1\]; scale 8-bit values"):
-            de.encode(model, x, grid=5)
+            encode(model, x, grid=5)
         assert calls == []
 
     @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float16, torch.bfloat16])
     def test_pixels_of_another_type(self, dtype: torch.dtype):
         model, calls = counted_model()
         with pytest.raises(ConfigError, match=rf"pixels are {dtype}; give float32 or float64"):
-            de.encode(model, torch.zeros(1, 3, SIZE, SIZE, dtype=dtype), grid=5)
+            encode(model, torch.zeros(1, 3, SIZE, SIZE, dtype=dtype), grid=5)
         assert calls == []
 
     @pytest.mark.parametrize("eta", [0.1, 1.0])
     def test_random_solvers(self, eta: float):
         model, calls = counted_model()
         with pytest.raises(InversionError, match="is random, so nothing can be encoded with it"):
-            de.encode(model, photos(1), grid=5, solver=de.Ddim(eta))
+            encode(model, photos(1), grid=5, solver=de.Ddim(eta))
         assert calls == []
 
     def test_a_level_without_signal_for_an_epsilon_network(self):
         model, calls = counted_model(schedule=ZERO_SNR)
         with pytest.raises(ConfigError, match="an epsilon model cannot use t = 999, where no signal is left"):
-            de.encode(model, photos(1), grid=5)
+            encode(model, photos(1), grid=5)
         assert calls == []
 
     @pytest.mark.parametrize("prediction", ["sample", "v_prediction"])
     def test_the_other_networks_can_use_it(self, prediction: str):
-        latents = de.encode(mixture_model(prediction, ZERO_SNR), photos(1), grid=50, check=False)
+        latents = encode(mixture_model(prediction, ZERO_SNR), photos(1), grid=50, check=False)
         assert latents.level.signal == 0
 
     def test_a_network_that_breaks_down_stops_the_run_with_the_number_of_the_step(self):
@@ -258,11 +264,11 @@ class TestRefused:
 
             model = de.Model.from_function(network, schedule, (3, SIZE, SIZE))
             with pytest.raises(NumericsError, match=r"not finite after step 6 of 10 \(t = 500\)"):
-                de.encode(model, photos(1), grid=10)  # the sixth step leaves t = 400
+                encode(model, photos(1), grid=10)  # the sixth step leaves t = 400
 
     def test_nothing_is_left_of_a_graph(self):
         model = mixture_model()
-        assert not de.encode(model, photos(1).requires_grad_(), grid=3).x.requires_grad
+        assert not encode(model, photos(1).requires_grad_(), grid=3).x.requires_grad
 
 
 def test_on_step_sees_the_encoding_and_then_the_self_check():
@@ -271,13 +277,13 @@ def test_on_step_sees_the_encoding_and_then_the_self_check():
     def watch(step: Step) -> None:
         seen.append((step.index, step.level.t))
 
-    de.encode(mixture_model(), photos(1), grid=3, on_step=watch)
+    encode(mixture_model(), photos(1), grid=3, on_step=watch)
     assert seen == [(1, 0.0), (2, 333.0), (3, 666.0), (1, 333.0), (2, 0.0), (3, -1.0)]
 
 
 def test_on_step_may_replace_the_state():
     model, x = mixture_model(), photos(1)
-    zero = de.encode(
+    zero = encode(
         model, x, grid=3, check=False, on_step=lambda step: replace(step.state, x=torch.zeros_like(step.state.x))
     )
     assert zero.x.eq(0).all()
