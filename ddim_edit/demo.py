@@ -85,7 +85,8 @@ def _draw_reconstruction(
 
 
 def _draw_morph(model: Model, latents: Latents, path: Path) -> str:
-    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, Motion(pace="none"), grid=FRAME_STEPS)]
+    levels = default_grid(model.schedule, FRAME_STEPS)
+    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, Motion(pace="none"), grid=levels)]
     write_image(strip(frames[::2], scale=2), path)
     video = _video_path(path)
     write_video(frames + frames[-2:0:-1], video, fps=8, scale=4)

@@ -29,7 +29,9 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> de.Model:
 
 
 def encoded(model: de.Model, count: int = 2, steps: int = 5) -> de.Latents:
-    return de.encode(model, photos(count), grid=de.Grid.build(model.schedule, steps), inverse=de.Explicit(), check=False)
+    return de.encode(
+        model, photos(count), grid=de.Grid.build(model.schedule, steps), inverse=de.Explicit(), check=False
+    )
 
 
 class TestFrames:
