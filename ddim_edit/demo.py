@@ -103,8 +103,9 @@ def _video_path(picture: Path) -> Path:
 
 
 def _draw_consistency(model: Model, x: Tensor, name: str, path: Path) -> str:
-    same = [sample(model, x, grid=steps) for steps in COLUMNS]
-    other = [sample(model, x, grid=steps, solver=Ddim(eta=1.0), noise=SeededNoise((0,))) for steps in COLUMNS]
+    grids = [default_grid(model.schedule, steps) for steps in COLUMNS]  # all start where x_T is
+    same = [sample(model, x, grid=grid) for grid in grids]
+    other = [sample(model, x, grid=grid, solver=Ddim(eta=1.0), noise=SeededNoise((0,))) for grid in grids]
     rows = [[pictures[0].clamp(-1, 1) for pictures in row] for row in (same, other)]
     titles = [f"{name}\neta 0", f"{name}\neta 1"]
     columns = [f"{steps} steps" for steps in COLUMNS]
