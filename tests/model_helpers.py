@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from helpers import Mixture
@@ -12,6 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddim_edit.denoiser import PredictionType
+from ddim_edit.grid import Grid
+from ddim_edit.inverse import Explicit
+from ddim_edit.inversion import encode
+from ddim_edit.latents import Latents
 from ddim_edit.models import Model, load_model
 from ddim_edit.schedule import NoiseSchedule
 
@@ -71,6 +76,11 @@ def bundled_model() -> Model:
 def cpu(folder: Path, dtype: str = "fp32") -> Model:
     """Load a folder onto the CPU."""
     return load_model(folder, device="cpu", dtype=dtype)
+
+
+def encode_explicitly(model: Model, pixels: Tensor, *, grid: Grid | int | str = 50, **how: Any) -> Latents:
+    """One evaluation a step, in the model's own spacing unless a grid is given: for tests of all but the inverse."""
+    return encode(model, pixels, grid=Grid.of(model.schedule, grid), inverse=Explicit(), **how)
 
 
 def edited(path: Path, **changes: object) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import gaussian_noise, relative_rms, save_pipeline_folder, tiny_unet
 from model_helpers import SIZE, counted_model, cpu, mixture_model, photos
+from model_helpers import encode_explicitly as encode
 from torch import Tensor
 
 import ddim_edit as de
@@ -26,7 +27,7 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> de.Model:
 
 
 def encoded(model: de.Model, count: int = 2, steps: int = 10) -> de.Latents:
-    return de.encode(model, photos(count), grid=steps, check=False)
+    return encode(model, photos(count), grid=steps, check=False)
 
 
 class TestDecode:
@@ -34,7 +35,7 @@ class TestDecode:
     def test_by_default_the_grid_of_the_encoding_is_walked_back(self, spacing: Spacing):
         model = mixture_model()
         grid = de.Grid.build(model.schedule, 10, spacing)
-        latents = de.encode(model, photos(2), grid=grid, check=False)
+        latents = encode(model, photos(2), grid=grid, check=False)
         seen: list[float] = []
         restored = de.decode(model, latents, on_step=lambda step: seen.append(step.level.t))
         assert seen == [level.t for level in reversed(grid[:-1])]
@@ -42,7 +43,7 @@ class TestDecode:
 
     def test_label_and_guidance_are_those_of_the_encoding(self, unet: de.Model):
         denoiser = unet.denoiser("dog", guidance=1.5)
-        latents = de.encode(unet, photos(2), grid=5, denoiser=denoiser, check=False)
+        latents = encode(unet, photos(2), grid=5, denoiser=denoiser, check=False)
         assert latents.how["denoiser"] == {"label": 1, "guidance": 1.5}
         assert latents.photos[0].evaluations == 10
         restored = de.decode(unet, latents)
@@ -114,7 +115,7 @@ class TestDecode:
 
     def test_partial_latents_start_at_their_own_level_of_a_whole_grid(self):
         model = mixture_model()
-        latents = de.encode(model, photos(2), grid=de.Grid.build(model.schedule, 20).until(500), check=False)
+        latents = encode(model, photos(2), grid=de.Grid.build(model.schedule, 20).until(500), check=False)
         seen: list[float] = []
         back = de.decode(model, latents, grid=10, on_step=lambda step: seen.append(step.level.t))
         assert seen == [400, 300, 200, 100, 0, -1]
@@ -122,14 +123,14 @@ class TestDecode:
 
     def test_partial_latents_at_no_level_of_the_grid(self):
         model = mixture_model()
-        latents = de.encode(model, photos(2), grid=de.Grid.build(model.schedule, 20).until(450), check=False)
+        latents = encode(model, photos(2), grid=de.Grid.build(model.schedule, 20).until(450), check=False)
         with pytest.raises(LatentsError, match="the latents are at t = 450, which is no level of this grid"):
             de.decode(model, latents, grid=10)
 
     def test_partial_latents_above_the_whole_grid(self):
         model = mixture_model()
         grid = de.Grid.build(model.schedule, 20)
-        latents = de.encode(model, photos(2), grid=grid.until(500), check=False)
+        latents = encode(model, photos(2), grid=grid.until(500), check=False)
         with pytest.raises(LatentsError, match="the latents are at t = 500, which is no level of this grid"):
             de.decode(model, latents, grid=grid.until(300))
 

@@ -1,13 +1,13 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from helpers import relative_rms, save_pipeline_folder, tiny_unet
 from model_helpers import SIZE, bundled_model, counted_model, cpu, mixture_model, photos
+from model_helpers import encode_explicitly as encode
 from torch import Tensor
 
 import ddim_edit as de
@@ -19,11 +19,6 @@ from ddim_edit.ode import Step
 TYPES = [str(kind) for kind in de.PredictionType]
 HEALTHY = LatentHealth(rms=1.0, excess_kurtosis=0.0, neighbour_correlation=0.0)
 ZERO_SNR = de.NoiseSchedule.from_config({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
-
-
-def encode(model: de.Model, pixels: Tensor, *, grid: de.Grid | int | str = 50, **how: Any) -> de.Latents:
-    """The explicit inverse, in the model's own spacing unless a grid is given."""
-    return de.encode(model, pixels, grid=de.Grid.of(model.schedule, grid), inverse=de.Explicit(), **how)
 
 
 def quality(psnr: float) -> Quality:

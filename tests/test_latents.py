@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ddim_edit.errors import LatentsError, OutputError
 from ddim_edit.inversion import encode
-from ddim_edit.latents import KEY, Latents, PhotoRecord, find_latents
+from ddim_edit.latents import KEY, InversionReport, Latents, PhotoRecord, find_latents
 from ddim_edit.metrics import LatentHealth, Quality
 from ddim_edit.schedule import Level
 
@@ -25,9 +25,10 @@ PINNED = (
     '"how":{"solver":{"eta":0.0,"name":"ddim","sigma_hat":false},"spacing":"leading","timesteps":[0.0,500.0]},'
     '"level":{"noise":0.96,"signal":0.28,"t":500.0},'
     '"photos":[{"evaluations":2,"health":{"excess_kurtosis":0.25,"neighbour_correlation":-0.5,"rms":1.0},'
+    '"inversion":{"iterations":[3,2],"reached":true,"residuals":[0.001,2.5e-05],"stalled":1},'
     '"name":"cat","quality":{"changed_8bit":0.0,"max_error":0.0,"mse":0.0,"psnr":null,"ssim":1.0},'
     '"source":{"fit":"crop","sha256":"00ff"}},'
-    '{"evaluations":0,"health":null,"name":"","quality":null,"source":{}}],'
+    '{"evaluations":0,"health":null,"inversion":null,"name":"","quality":null,"source":{}}],'
     '"space":{"codec":"pixels","prediction":"epsilon","schedule":"def","shape":[3,2,2],"weights":"abc"},'
     '"trajectory_t":[0.0,500.0]}'
 )
@@ -40,6 +41,7 @@ def hand_made() -> Latents:
         2,
         LatentHealth(1.0, 0.25, -0.5),
         Quality(mse=0.0, psnr=math.inf, ssim=1.0, max_error=0.0, changed_8bit=0.0),
+        InversionReport(True, 1, (1e-3, 2.5e-5), (3, 2)),
     )
     return Latents(
         x=gaussian_noise(0, 2, 3, 2, 2).float(),

@@ -214,7 +214,7 @@ def interpolate(  # noqa: PLR0913
     ddim-edit interpolate a.jpg b.jpg c.jpg --loop --frames 48 --format png -o frames
     ddim-edit interpolate --seeds 0-3 --eta 0.5 --ease ease-in-out -o seeds.webp
     """
-    from ddim_edit.inversion import default_grid
+    from ddim_edit.inversion import SPACING
     from ddim_edit.rendering import Checkpoint
 
     output = film.prepare(ctx, output, overwrite=running.overwrite)
@@ -230,7 +230,7 @@ def interpolate(  # noqa: PLR0913
     model = choice.load()
     recipe = keys.recipe(model, method, grid, condition, randomness)
     model = fitted(model, [recipe.solver.name])
-    levels = default_grid(model.schedule, decode_steps) if decode_steps else recipe.grid
+    levels = recipe.grid.spread(decode_steps, otherwise=SPACING) if decode_steps else recipe.grid
     description = run.describe_run(ctx, model, recipe.grid)
     record = run.Record(description, outputs=[output, *film.extra(output)], inside=False)
     checkpoint = Checkpoint.beside(output, _request(description, keys.hashes))
