@@ -159,12 +159,14 @@ def require_repeatable(model: Model, solver: Solver) -> None:
 def _reaching(grid: Grid, latents: Latents) -> Grid:
     """The grid from clean up to the level of the latents: partial encodings start below its top.
 
-    Whole ones may be decoded from a lower top as well, because noise is noise at both.
+    Whole ones may be decoded from a level a little lower as well, because noise is noise at both; pairs may not.
     """
     t = latents.level.t
     part = grid if grid.timesteps[-1] <= t else grid.until(t)
-    if part.timesteps[-1] != t and (t < grid.timesteps[-1] or not latents.whole):
+    if part.timesteps[-1] != t and not latents.whole:
         raise LatentsError(f"the latents are at t = {t:g}, which is no level of this grid; leave the grid as encoded")
+    if latents.memory and part.timesteps != latents.how.get("timesteps"):
+        raise LatentsError("the latents are pairs, whose second half belongs to their grid; leave the grid as encoded")
     return part
 
 

@@ -85,7 +85,8 @@ def _draw_reconstruction(
 
 
 def _draw_morph(model: Model, latents: Latents, path: Path) -> str:
-    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, Motion(pace="none"), grid=FRAME_STEPS)]
+    levels = default_grid(model.schedule, FRAME_STEPS)
+    frames = [frame.clamp(-1, 1) for frame in morph(model, latents, FRAMES, Motion(pace="none"), grid=levels)]
     write_image(strip(frames[::2], scale=2), path)
     video = _video_path(path)
     write_video(frames + frames[-2:0:-1], video, fps=8, scale=4)
@@ -102,8 +103,9 @@ def _video_path(picture: Path) -> Path:
 
 
 def _draw_consistency(model: Model, x: Tensor, name: str, path: Path) -> str:
-    same = [sample(model, x, grid=steps) for steps in COLUMNS]
-    other = [sample(model, x, grid=steps, solver=Ddim(eta=1.0), noise=SeededNoise((0,))) for steps in COLUMNS]
+    grids = [default_grid(model.schedule, steps) for steps in COLUMNS]  # all start where x_T is
+    same = [sample(model, x, grid=grid) for grid in grids]
+    other = [sample(model, x, grid=grid, solver=Ddim(eta=1.0), noise=SeededNoise((0,))) for grid in grids]
     rows = [[pictures[0].clamp(-1, 1) for pictures in row] for row in (same, other)]
     titles = [f"{name}\neta 0", f"{name}\neta 1"]
     columns = [f"{steps} steps" for steps in COLUMNS]
