@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from ddim_edit.decoding import decode
 from ddim_edit.errors import ImageError, LatentsError
 from ddim_edit.images import Fit, Photo
+from ddim_edit.inverse import Restored
 from ddim_edit.inversion import round_trip
 from ddim_edit.latents import Latents, PhotoRecord
 from ddim_edit.models.base import Model
@@ -96,7 +97,7 @@ class Encoded:
     """One batch of encoded photos: latents, what they decode to (B, 3, H, W) if that was looked at, and seconds."""
 
     latents: Latents
-    restored: Tensor | None
+    restored: Restored | None
     seconds: float
 
 
@@ -145,10 +146,9 @@ def roundtrip_photos(
     """Encode photos and decode them again, batch by batch."""
     for encoded in encode_photos(model, batches, recipe, on_step=on_step):
         assert encoded.restored is not None
-        cost = len(cast(Sequence[float], encoded.latents.how["timesteps"])) * recipe.denoiser.cost
         seconds = encoded.seconds / len(encoded.latents)
-        for photo, picture in zip(encoded.latents.photos, encoded.restored, strict=True):
-            yield RoundTrip(photo, picture, seconds, cost)
+        for photo, picture, cost in zip(encoded.latents.photos, *encoded.restored, strict=True):
+            yield RoundTrip(photo, picture, seconds, int(cost))
 
 
 def decode_in_batches(

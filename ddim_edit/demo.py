@@ -45,8 +45,8 @@ def run_demo(folder: Path) -> Iterator[tuple[Path, str]]:
     paths = [folder / name for name in PICTURES]
     latents, restored = round_trip(model, photos, _exact(model, STEPS))
     assert restored is not None
-    quality = compare(photos, restored)
-    yield paths[0], _draw_reconstruction(photos, latents, restored, quality, names, paths[0])
+    quality = compare(photos, restored.pixels)
+    yield paths[0], _draw_reconstruction(photos, latents, restored.pixels, quality, names, paths[0])
     latent_figure(latents.x, [_visible(x) for x in latents.x], names, paths[1])
     yield paths[1], "what the photos become: x_T, and its histogram against N(0, 1)"
     yield paths[2], _draw_morph(model, latents, paths[2])
@@ -120,7 +120,7 @@ def _draw_curve(model: Model, photos: Tensor, quality: list[Quality], path: Path
     def measured(recipe: Recipe) -> float:
         restored = round_trip(model, photos, recipe)[1]
         assert restored is not None
-        return error(compare(photos, restored))
+        return error(compare(photos, restored.pixels))
 
     explicit = {
         steps: measured(Recipe(Grid.of(model.schedule, steps), Ddim(), model.denoiser(), Explicit())) for steps in CURVE

@@ -18,7 +18,7 @@ from ddim_edit.errors import ConfigError, InversionError
 from ddim_edit.grid import Grid
 from ddim_edit.metrics import changed_8bit, mse
 from ddim_edit.ode import OnStep, integrate, walk
-from ddim_edit.planning import planned
+from ddim_edit.planning import planned, require_budget
 from ddim_edit.solvers import Implicit, Solver, State
 
 EVERY_BYTE_RMS = 3e-4  # on [0, 1]: small enough that the largest error of a photo usually stays below half a byte
@@ -61,6 +61,13 @@ class Walk(NamedTuple):
 
     state: State
     path: list[tuple[float, Tensor]]
+
+
+class Restored(NamedTuple):
+    """What latents decode to: pixels (B, 3, H, W), around [-1, 1], on the CPU; evaluations (B,) that it took."""
+
+    pixels: Tensor
+    evaluations: Tensor
 
 
 @dataclass(frozen=True)
@@ -115,12 +122,12 @@ class Inverted(NamedTuple):
 
     Args:
         walk: the photos at the noisy end; the evaluations of each include those of checking its goal.
-        restored: (B, 3, H, W), what they decode to, where that was looked at.
+        restored: what they decode to, where that was looked at.
         reached: (B,) bool, whether the goal was met, where there was one.
     """
 
     walk: Walk
-    restored: Tensor | None = None
+    restored: Restored | None = None
     reached: Tensor | None = None
 
 
@@ -208,7 +215,7 @@ class Exact(Inverse):
         super().check(solver, grid, cost)
         if solver.undone_by == "refining":
             raise ConfigError(f"steps of solver {solver.name} cannot be undone one by one; use --inverse refine")
-        _require_budget(self.budget, solver, grid, cost * (1 if self.goal is None else 2))
+        require_budget(self.budget, solver, grid, cost * (1 if self.goal is None else 2))
 
     def prepared(self, grid: Grid) -> Grid:
         """Without stiff steps."""
@@ -244,22 +251,11 @@ class Refine(Inverse):
     def check(self, solver: Solver, grid: Grid, cost: int) -> None:
         """The budget must suffice for going to noise and back once."""
         super().check(solver, grid, cost)
-        _require_budget(self.budget, solver, grid, 2 * cost)
+        require_budget(self.budget, solver, grid, 2 * cost)
 
     def run(self, task: Task) -> Inverted:
         """Encode, decode, correct."""
         return _until_reached(task, self.goal, _Correcting(task), self.budget)
-
-
-def _require_budget(budget: int | None, solver: Solver, grid: Grid, cost: int) -> None:
-    """Refuse a budget that does not suffice for `cost` forwards of every evaluation of one walk."""
-    if budget is None:
-        return
-    if solver.undone_by == "itself":
-        raise ConfigError(f"solver {solver.name} takes what it takes; leave the budget out, or choose another solver")
-    least = solver.evaluations(grid.steps) * cost
-    if budget < least:
-        raise ConfigError(f"budget {budget} is too small for {grid.steps} steps; give {least} or more")
 
 
 class _Attempts(Protocol):
@@ -311,7 +307,7 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
     best = torch.full((batch,), math.inf, dtype=torch.float64)
     spent = torch.zeros(batch, dtype=torch.int64)
     reached = torch.zeros(batch, dtype=torch.bool)
-    kept: dict[int, tuple[Walk, Tensor]] = {}
+    kept: dict[int, tuple[Walk, Restored]] = {}
     rows = torch.arange(batch)
     for _ in range(ATTEMPTS):
         found = attempts.walk(rows, None if budget is None else budget - spent[rows])
@@ -322,7 +318,8 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
         better = good | (rms < best[rows])
         for k in torch.nonzero(better).flatten().tolist():
             one = [(t, x[k : k + 1]) for t, x in found.path]
-            kept[int(rows[k])] = Walk(found.state.select(torch.tensor([k])), one), restored[k : k + 1]
+            shown = Restored(restored[k : k + 1], back.evaluations[k : k + 1])
+            kept[int(rows[k])] = Walk(found.state.select(torch.tensor([k])), one), shown
         best[rows] = torch.minimum(best[rows], rms)
         spent[rows] += cost
         reached[rows] = good
@@ -334,7 +331,7 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
     walks, pictures = zip(*(kept[row] for row in range(batch)), strict=True)
     state = replace(State.join([walk.state for walk in walks]), evaluations=spent)
     path = [(steps[0][0], torch.cat([x for _, x in steps])) for steps in zip(*(w.path for w in walks), strict=True)]
-    return Inverted(Walk(state, path), torch.cat(pictures), reached)
+    return Inverted(Walk(state, path), Restored(*map(torch.cat, zip(*pictures, strict=True))), reached)
 
 
 def default_inverse(solver: Solver) -> Inverse:

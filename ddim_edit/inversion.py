@@ -5,11 +5,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ddim_edit.decoding import decode, require_repeatable, require_signal
+from ddim_edit.decoding import require_repeatable, require_signal
 from ddim_edit.denoiser import Denoiser
 from ddim_edit.errors import ConfigError
 from ddim_edit.grid import Grid
-from ddim_edit.inverse import Inverse, Inverted, Task, default_inverse
+from ddim_edit.inverse import Inverse, Inverted, Restored, Task, default_inverse
 from ddim_edit.latents import InversionReport, Latents, PhotoRecord
 from ddim_edit.metrics import advice as health_advice
 from ddim_edit.metrics import compare, latent_health
@@ -79,7 +79,7 @@ def round_trip(
     trajectory_every: int = 0,
     check: bool = True,
     on_step: OnStep | None = None,
-) -> tuple[Latents, Tensor | None]:
+) -> tuple[Latents, Restored | None]:
     """Encode photos by a recipe; returns the latents and what they decode to (None with `check` off, if not needed).
 
     Arguments and errors are those of `encode`.
@@ -100,13 +100,12 @@ def round_trip(
     )
     with torch.no_grad():
         found = recipe.inverse.run(task)
+        restored = found.restored
+        if check and restored is None:
+            back = task.and_back(torch.arange(len(pixels)), found.walk.state)
+            restored = Restored(task.to_pixels(back.x), back.evaluations)
     latents = with_health(_latents(model, recipe, found))
-    restored = found.restored
-    if check and restored is None:
-        restored = decode(
-            model, latents, grid=recipe.grid, solver=recipe.solver, denoiser=recipe.denoiser, on_step=on_step
-        )
-    return latents if restored is None else with_quality(latents, pixels, restored), restored
+    return latents if restored is None else with_quality(latents, pixels, restored.pixels), restored
 
 
 def _latents(model: Model, recipe: Recipe, found: Inverted) -> Latents:

@@ -2,7 +2,9 @@
 
 import math
 
+from ddim_edit.errors import ConfigError
 from ddim_edit.grid import Grid
+from ddim_edit.solvers import Solver
 
 MAX_H = 5.0  # step size, in the plan of a budget
 AT_THE_ENDS = 0.3  # contraction, in the plan of a budget, of a step to the photo or from pure noise
@@ -33,3 +35,18 @@ def planned(grid: Grid, budget: int) -> tuple[int, ...]:
         gain = [(e * r**n) ** 2 * (1 - r * r) for e, r, n in zip(error, shrink, counts, strict=True)]
         counts[gain.index(max(gain))] += 1
     return tuple(counts)
+
+
+def require_budget(budget: int | None, solver: Solver, grid: Grid, cost: int) -> None:
+    """Refuse a budget that does not suffice for `cost` forwards of every evaluation of one walk.
+
+    Raises:
+        ConfigError: it is too small, or of a solver whose walks cost what they cost.
+    """
+    if budget is None:
+        return
+    if solver.undone_by == "itself":
+        raise ConfigError(f"solver {solver.name} takes what it takes; leave the budget out, or choose another solver")
+    least = solver.evaluations(grid.steps) * cost
+    if budget < least:
+        raise ConfigError(f"budget {budget} is too small for {grid.steps} steps; give {least} or more")

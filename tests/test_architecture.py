@@ -89,7 +89,7 @@ TABLE = {
     "plots": May("files", "numpy torch", "matplotlib"),
     "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
-    "planning": May("grid"),
+    "planning": May("errors grid solvers"),
     "inverse": May("errors grid denoiser solvers ode metrics planning", "torch"),
     "recipe": May("errors grid denoiser solvers inverse models.base latents"),
     "decoding": May("errors grid denoiser noise solvers solvers.base ode models.base latents recipe", "torch"),
@@ -101,7 +101,7 @@ TABLE = {
     ),
     # Uses
     "rendering": May("errors files grid ode images models.base latents morphing", "numpy torch PIL", "safetensors"),
-    "batch": May("errors images inversion decoding latents recipe models.base noise ode", "torch"),
+    "batch": May("errors images inverse inversion decoding latents recipe models.base noise ode", "torch"),
     "datasets": May("errors images batch", "numpy torch"),
     "evaluation": May("errors denoiser models.base noise schedule variational", "torch"),
     # Training: from pure functions to the loop

@@ -1,5 +1,6 @@
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,14 @@ class TestRoundTripPhotos:
             assert result.photo.quality == de.compare(x[row : row + 1], result.picture[None])[0]
             assert result.photo.health is not None
             assert result.seconds > 0
+
+    @pytest.mark.parametrize("name", de.SOLVERS)
+    def test_both_ways_are_counted_for_every_solver(self, folder: Path, name: str):
+        model, calls = counted_model()
+        model = model.micro_batched(1)  # one call a photo
+        way = replace(recipe(model, 4), solver=de.SOLVERS[name]())
+        results = list(roundtrip_photos(model, batches(folder), way))
+        assert sum(r.photo.evaluations + r.decode_evaluations for r in results) == len(calls)
 
 
 class TestDecodeInBatches:

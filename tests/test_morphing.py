@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import relative_rms, save_pipeline_folder, tiny_unet
 from model_helpers import SIZE, counted_model, cpu, mixture_model, photos
-from model_helpers import encode_explicitly as encode
 from torch import Tensor
 
 import ddim_edit as de
@@ -30,7 +29,9 @@ def unet(tmp_path_factory: pytest.TempPathFactory) -> de.Model:
 
 
 def encoded(model: de.Model, count: int = 2, steps: int = 5) -> de.Latents:
-    return encode(model, photos(count), grid=steps, check=False)
+    return de.encode(
+        model, photos(count), grid=de.Grid.build(model.schedule, steps), inverse=de.Explicit(), check=False
+    )
 
 
 class TestFrames:
@@ -101,7 +102,7 @@ class TestFrames:
         assert torch.stack(frames).equal(de.decode(model, latents, grid=5))
 
     def test_the_recipe_of_the_keys_is_kept(self, unet: de.Model):
-        latents = encode(unet, photos(2), grid=4, denoiser=unet.denoiser("cat"), check=False)
+        latents = de.encode(unet, photos(2), grid=4, denoiser=unet.denoiser("cat"), check=False)
         frames = list(itertools.islice(de.morph(unet, latents, 4, UNPACED, batch_size=4), 4))
         assert frames[0].equal(de.decode(unet, latents.select([0, 0, 0, 0]))[0])
 
