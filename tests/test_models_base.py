@@ -223,12 +223,5 @@ def test_a_space_changes_with_what_decoding_depends_on_and_with_nothing_else(pla
 
 def test_grids_of_one_model_are_walked_by_another_of_the_same_schedule(plain: de.Model):
     grid = Grid.build(plain.schedule, 3)
-<<<<<<< HEAD
-    assert (
-        de.encode(mixture_model(), photos(1), grid=grid, inverse=de.Explicit(), check=False).how["timesteps"]
-        == grid.timesteps
-    )
-=======
     latents = de.encode(mixture_model(), photos(1), grid=grid, inverse=de.Explicit(), check=False)
     assert latents.how["timesteps"] == grid.timesteps
->>>>>>> lawtests
