@@ -129,7 +129,7 @@ class Grid(Sequence[Level]):
 
     def between(self, one: Level, other: Level) -> Level:
         """The level half way between two in log SNR. Both must have signal and noise."""
-        return self.level_at(sum(math.log(level.signal / level.noise) for level in (one, other)) / 2)
+        return self.level_at((one.log_snr + other.log_snr) / 2)
 
     def step_sizes(self) -> list[float]:
         """The size h of every step, the cleanest first: its change of log(signal / noise), infinite at the ends."""
@@ -154,7 +154,7 @@ class Grid(Sequence[Level]):
         for low, h in zip(grid.levels, grid.step_sizes(), strict=False):
             if math.isfinite(h):
                 parts = math.ceil(h / STIFF)
-                top = math.log(low.signal / low.noise)
+                top = low.log_snr
                 inside = [min(top - h * k / parts, float(self.schedule.log_snr[0])) for k in range(1, parts)]
                 timesteps += [self.schedule.level_at(log_snr).t for log_snr in inside]
         return Grid.from_timesteps(self.schedule, timesteps, self.spacing)

@@ -38,6 +38,11 @@ class Level(NamedTuple):
     signal: float
     noise: float
 
+    @property
+    def log_snr(self) -> float:
+        """log(signal / noise); the level must have both."""
+        return math.log(self.signal / self.noise)
+
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:

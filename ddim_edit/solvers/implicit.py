@@ -89,12 +89,8 @@ class Implicit(Solver):
             return y
         x0, *before = state.memory
         if before and there.signal:
-            x0 = x0 + (x0 - before[0]) * (_log_snr(here) - _log_snr(there)) / (_log_snr(grid[i - 2]) - _log_snr(here))
+            x0 = x0 + (x0 - before[0]) * (here.log_snr - there.log_snr) / (grid[i - 2].log_snr - here.log_snr)
         return there.signal * x0 + there.noise / here.noise * (y - here.signal * x0)
-
-
-def _log_snr(level: Level) -> float:
-    return math.log(level.signal / level.noise)
 
 
 def _gain(here: Level, there: Level) -> float:
@@ -113,7 +109,7 @@ def _relaxation(here: Level, there: Level) -> float:
     that the denoiser keeps. For kappa in [0, 1] the best step is 2 / (1 + exp(-h)); where the noise is low, kappa
     lies around 1 and the best step is 1.
     """
-    h = _log_snr(here) - _log_snr(there) if here.noise and there.signal else 0.0
+    h = here.log_snr - there.log_snr if here.noise and there.signal else 0.0
     return 1 + (2 / (1 + math.exp(-h)) - 1) * there.noise**4
 
 

@@ -112,7 +112,7 @@ class Dop853(_Symmetric):
             at = (level.signal * torch.from_numpy(x_bar).view_as(x)).to(x)
             return -math.exp(-log_snr) * denoise(at, level).eps.double().cpu().numpy().ravel()
 
-        span = [math.log(level.signal / level.noise) for level in (here, there)]
+        span = [level.log_snr for level in (here, there)]
         start = (x.double() / here.signal).cpu().numpy().ravel()
         run = solve_ivp(slope, span, start, method="DOP853", rtol=self.tolerance, atol=self.tolerance)
         if not run.success:
