@@ -13,43 +13,25 @@ from torch import Tensor
 from ddim_edit.denoiser import Denoiser, Prediction
 from ddim_edit.grid import Grid
 from ddim_edit.schedule import Level
-from ddim_edit.solvers.base import Solver, State, UndoneBy
-from ddim_edit.solvers.ddim import Ddim
+from ddim_edit.solvers.base import State, UndoneBy
 from ddim_edit.solvers.quadrature import advance
-from ddim_edit.solvers.runge_kutta import Heun, at_the_ends
+from ddim_edit.solvers.runge_kutta import BetweenLevels, Heun
 
 
-class _Multistep(Solver):
+class _Multistep(BetweenLevels):
     """`State.memory` holds what the earlier steps predicted, the newest first."""
 
     undone_by: ClassVar[UndoneBy] = "refining"
 
-    @property
-    def deterministic(self) -> bool:
-        """Always."""
-        return True
-
-    def toward_clean(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
-        """From grid[i] to grid[i - 1], with the predictions at grid[i + 1] and beyond."""
-        if at_the_ends(grid[i], grid[i - 1]):
-            return Ddim().toward_clean(denoise, grid, i, state)
-        return self._step(denoise, grid, i, state, direction=1)
-
-    def toward_noise(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
-        """From grid[i - 1] to grid[i], with the predictions at grid[i - 2] and below."""
-        if at_the_ends(grid[i - 1], grid[i]):
-            return Ddim().toward_noise(denoise, grid, i, state)
-        return self._step(denoise, grid, i, state, direction=-1)
-
-    def _step(self, denoise: Denoiser, grid: Grid, i: int, state: State, direction: int) -> tuple[State, Prediction]:
-        at = i if direction == 1 else i - 1
-        here, there = grid[at], grid[at - direction]
+    def step(self, denoise: Denoiser, grid: Grid, start: int, stop: int, state: State) -> tuple[State, Prediction]:
+        """From grid[start] to grid[stop], with the predictions at the levels that were left before."""
+        here, there, back = grid[start], grid[stop], start - stop
         if self.order == 3 and not state.memory:  # the other starts would spoil the third order
-            moved, first = Heun().step(denoise, grid, here, there, state)
+            moved, first = Heun().step(denoise, grid, start, stop, state)
             return state.moved(moved.x, 2 * denoise.cost, (self.remembered(first),)), first
         prediction = denoise(state.x, here)
         known = (self.remembered(prediction), *state.memory)[: self.order]
-        levels = [grid[at + direction * back] for back in range(len(known))]
+        levels = [grid[start + back * k] for k in range(len(known))]
         x = self.combined(state.x, here, there, list(zip(levels, known, strict=True)))
         return state.moved(x, denoise.cost, known), prediction
 

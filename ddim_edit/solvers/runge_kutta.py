@@ -22,9 +22,8 @@ def at_the_ends(here: Level, there: Level) -> bool:
     return CLEAN_T in (here.t, there.t) or 0 in (here.signal, there.signal)
 
 
-class _TwoStage(Solver):
-    order: ClassVar[int] = 2
-    undone_by: ClassVar[UndoneBy] = "solving"
+class BetweenLevels(Solver):
+    """A deterministic solver whose own steps run between levels that the network knows; at the ends, DDIM's do."""
 
     @property
     def deterministic(self) -> bool:
@@ -35,20 +34,34 @@ class _TwoStage(Solver):
         """From grid[i] to grid[i - 1]."""
         if at_the_ends(grid[i], grid[i - 1]):
             return Ddim().toward_clean(denoise, grid, i, state)
-        return self.step(denoise, grid, grid[i], grid[i - 1], state)
+        return self.step(denoise, grid, i, i - 1, state)
 
     def toward_noise(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
         """From grid[i - 1] to grid[i]."""
         if at_the_ends(grid[i - 1], grid[i]):
-            return Ddim().toward_noise(denoise, grid, i, state)
-        return self.step(denoise, grid, grid[i - 1], grid[i], state)
+            return self.end_toward_noise(denoise, grid, i, state)
+        return self.step(denoise, grid, i - 1, i, state)
+
+    def end_toward_noise(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
+        """The step at an end; here DDIM's explicit one."""
+        return Ddim().toward_noise(denoise, grid, i, state)
+
+    @abstractmethod
+    def step(self, denoise: Denoiser, grid: Grid, start: int, stop: int, state: State) -> tuple[State, Prediction]:
+        """From grid[start] to its neighbour grid[stop], both of them known to the network."""
+
+
+class _TwoStage(BetweenLevels):
+    order: ClassVar[int] = 2
+    undone_by: ClassVar[UndoneBy] = "solving"
 
     def evaluations(self, steps: int) -> int:
         """Two a step; one in the step at the clean end."""
         return 2 * steps - 1
 
-    def step(self, denoise: Denoiser, grid: Grid, here: Level, there: Level, state: State) -> tuple[State, Prediction]:
-        """From one level to another, both of them known to the network."""
+    def step(self, denoise: Denoiser, grid: Grid, start: int, stop: int, state: State) -> tuple[State, Prediction]:
+        """With a second evaluation on the way."""
+        here, there = grid[start], grid[stop]
         first = denoise(state.x, here)
         x = self._second(denoise, grid, here, there, state.x, first.eps)
         return state.moved(x, 2 * denoise.cost), first

@@ -4,7 +4,6 @@ At the clean end and where no signal is left a step is DDIM's, and its exact inv
 """
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,42 +15,24 @@ from ddim_edit.denoiser import Denoiser, Prediction, select_rows
 from ddim_edit.errors import NumericsError
 from ddim_edit.grid import Grid
 from ddim_edit.schedule import Level
-from ddim_edit.solvers.base import Solver, State, UndoneBy
+from ddim_edit.solvers.base import State, UndoneBy
 from ddim_edit.solvers.ddim import Ddim
 from ddim_edit.solvers.fixed_point import solve
 from ddim_edit.solvers.implicit import Implicit
 from ddim_edit.solvers.quadrature import advance
-from ddim_edit.solvers.runge_kutta import at_the_ends
+from ddim_edit.solvers.runge_kutta import BetweenLevels
 
 ITERATIONS = 40
 
 
-class _Symmetric(Solver):
+class _Symmetric(BetweenLevels):
     undone_by: ClassVar[UndoneBy] = "itself"
     tolerance: float
 
-    @property
-    def deterministic(self) -> bool:
-        """Always."""
-        return True
-
-    def toward_clean(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
-        """From grid[i] to grid[i - 1]."""
-        if at_the_ends(grid[i], grid[i - 1]):
-            return Ddim().toward_clean(denoise, grid, i, state)
-        return self._step(denoise, grid, grid[i], grid[i - 1], state)
-
-    def toward_noise(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
-        """From grid[i - 1] to grid[i]."""
-        if at_the_ends(grid[i - 1], grid[i]):
-            implicit = Implicit(Ddim(), torch.tensor([self.tolerance], dtype=torch.float64))
-            return implicit.toward_noise(denoise, grid, i, state)
-        return self._step(denoise, grid, grid[i - 1], grid[i], state)
-
-    @abstractmethod
-    def _step(
-        self, denoise: Denoiser, grid: Grid, here: Level, there: Level, state: State
-    ) -> tuple[State, Prediction]: ...
+    def end_toward_noise(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
+        """The exact inverse of DDIM's step."""
+        implicit = Implicit(Ddim(), torch.tensor([self.tolerance], dtype=torch.float64))
+        return implicit.toward_noise(denoise, grid, i, state)
 
 
 @dataclass(frozen=True)
@@ -66,7 +47,9 @@ class Trapezoid(_Symmetric):
     name: ClassVar[str] = "trapezoid"
     order: ClassVar[int] = 2
 
-    def _step(self, denoise: Denoiser, grid: Grid, here: Level, there: Level, state: State) -> tuple[State, Prediction]:
+    def step(self, denoise: Denoiser, grid: Grid, start: int, stop: int, state: State) -> tuple[State, Prediction]:
+        """From grid[start] to grid[stop]."""
+        here, there = grid[start], grid[stop]
         prediction = denoise(state.x, here)
 
         def residual(rows: Tensor, x: Tensor) -> Tensor:
@@ -95,7 +78,9 @@ class Dop853(_Symmetric):
     name: ClassVar[str] = "dop853"
     order: ClassVar[int] = 8
 
-    def _step(self, denoise: Denoiser, grid: Grid, here: Level, there: Level, state: State) -> tuple[State, Prediction]:
+    def step(self, denoise: Denoiser, grid: Grid, start: int, stop: int, state: State) -> tuple[State, Prediction]:
+        """From grid[start] to grid[stop]."""
+        here, there = grid[start], grid[stop]
         runs = [
             self._photo(select_rows(denoise, torch.tensor([row])), grid, here, there, state.x[row : row + 1])
             for row in range(len(state.x))
