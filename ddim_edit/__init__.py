@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from ddim_edit.interpolation import slerp as slerp
     from ddim_edit.inverse import Exact as Exact
     from ddim_edit.inverse import Explicit as Explicit
-    from ddim_edit.inverse import Goal as Goal
     from ddim_edit.inverse import Refine as Refine
     from ddim_edit.inversion import advice as advice
     from ddim_edit.inversion import encode as encode
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
     from ddim_edit.solvers import Ddim as Ddim
     from ddim_edit.solvers import Solver as Solver
     from ddim_edit.solvers import State as State
+    from ddim_edit.task import Goal as Goal
     from ddim_edit.training import TrainConfig as TrainConfig
     from ddim_edit.training import train as train
     from ddim_edit.video import write_video as write_video
@@ -77,7 +77,7 @@ _HOMES = {
     "grid": ("Grid",),
     "images": ("find_photos", "read_image", "write_image"),
     "interpolation": ("along", "lerp", "slerp"),
-    "inverse": ("Exact", "Explicit", "Goal", "Refine"),
+    "inverse": ("Exact", "Explicit", "Refine"),
     "inversion": ("advice", "encode"),
     "latents": ("Latents",),
     "metrics": ("compare", "latent_health"),
@@ -90,6 +90,7 @@ _HOMES = {
     "schedule": ("Level", "NoiseSchedule"),
     "sheets": ("sheet", "strip"),
     "solvers": ("SOLVERS", "Ddim", "Solver", "State"),
+    "task": ("Goal",),
     "training": ("TrainConfig", "train"),
     "video": ("write_video",),
 }
