@@ -67,7 +67,7 @@ class Motion:
     path: How | None = None
     loop: Loop = "none"
     pace: Metric | Distance = "l2"
-    pilot: int = 9
+    pilot: int = 17
     over: Over = "global"
     ease: Curve = EASES["linear"]
     max_step: float | None = None

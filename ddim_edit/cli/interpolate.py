@@ -82,7 +82,7 @@ motion_options = options.packed(
     click.option(
         "--pace", type=click.Choice(PACES), default="l2", show_default=True, help="What every step is even in."
     ),
-    click.option("--pilot", type=click.IntRange(2), default=9, show_default=True, help="Frames a segment to pace by."),
+    click.option("--pilot", type=click.IntRange(2), default=17, show_default=True, help="Frames a segment to pace by."),
     click.option("--pace-over", type=click.Choice(OVERS), default="global", show_default=True, help="Even over what."),
     click.option(
         "--ease", type=values.ease, default="linear", show_default=True, help=f"{', '.join(EASES)}, or x1,y1,x2,y2."
