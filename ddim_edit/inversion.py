@@ -147,8 +147,11 @@ def with_health(latents: Latents) -> Latents:
     """Latents with statistics in their records, where they are whole; see `metrics.latent_health`."""
     if not latents.whole:
         return latents
-    health = latent_health(latents.x)
-    photos = tuple(replace(record, health=h) for record, h in zip(latents.photos, health, strict=True))
+    halves = [latent_health(x) for x in (latents.x, *latents.memory)]
+    photos = tuple(
+        replace(record, health=first, second_health=second[0] if second else None)
+        for record, first, *second in zip(latents.photos, *halves, strict=True)
+    )
     return replace(latents, photos=photos)
 
 

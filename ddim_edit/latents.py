@@ -70,6 +70,7 @@ class PhotoRecord:
         source: sha256 of the file and how it was fitted to the model's size; JSON values.
         evaluations: network forwards that its encoding took.
         health: statistics of its latent, where it is a whole one (x_T).
+        second_health: those of the other half, where the latent is a pair.
         quality: what the self-check found by decoding it again.
         inversion: how exactly it was encoded, where the inverse is not an explicit one.
     """
@@ -80,12 +81,15 @@ class PhotoRecord:
     health: LatentHealth | None = None
     quality: Quality | None = None
     inversion: InversionReport | None = None
+    second_health: LatentHealth | None = None
 
     def to_json(self) -> dict[str, object]:
         """JSON values; an infinite PSNR (an exact round trip) becomes null."""
         record = asdict(self)
         if self.quality and math.isinf(self.quality.psnr):
             record["quality"]["psnr"] = None
+        if self.second_health is None:  # as files of one state have always been
+            del record["second_health"]
         return record
 
     @classmethod
@@ -94,6 +98,7 @@ class PhotoRecord:
         health = cast(dict[str, float] | None, record["health"])
         quality = cast(dict[str, float | None] | None, record["quality"])
         inversion = cast(dict[str, Any] | None, record["inversion"])
+        second = cast(dict[str, float] | None, record.get("second_health"))
         return cls(
             str(record["name"]),
             cast(Mapping[str, object], record["source"]),
@@ -103,6 +108,7 @@ class PhotoRecord:
             if quality
             else None,
             InversionReport.from_json(inversion) if inversion else None,
+            LatentHealth(**second) if second else None,
         )
 
 

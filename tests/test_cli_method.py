@@ -93,6 +93,11 @@ class TestRoundtrip:
         assert {row["evaluations"]["decode"] for row in cost["midpoint"]} == {9}
         assert {row["evaluations"]["decode"] for row in cost["leapfrog"]} == {4}
 
+    def test_both_states_of_a_pair_are_reported(self, run: Run):
+        for row in rows(run, "-n", 10, "--solver", "lattice"):
+            assert row["latent"]["second"]["rms"] > 0
+        assert all("second" not in row["latent"] for row in rows(run, "-n", 10))
+
     def test_a_grid_that_must_be_split_is_said_to_be(self, run: Run):
         outcome = run("roundtrip", "in", "--json", "-n", 2, "--spacing", "trailing")
         steps = json.loads(outcome.stdout.splitlines()[0])["steps"]
@@ -133,8 +138,11 @@ class TestEncode:
 
     def test_pairs_keep_their_pair(self, run: Run, tmp_path: Path):
         run("encode", "in", "-o", "all.safetensors", "-n", 10, "--solver", "leapfrog")
-        (other,) = Latents.load(tmp_path / "all.safetensors").memory
+        latents = Latents.load(tmp_path / "all.safetensors")
+        (other,) = latents.memory
         assert other.dtype == torch.float32
+        rms = [photo.second_health.rms for photo in latents.photos if photo.second_health]
+        assert rms == pytest.approx(other.square().mean((1, 2, 3)).sqrt().tolist(), rel=1e-5)
 
     def test_part_of_the_way(self, run: Run, tmp_path: Path):
         run("encode", "in", "-o", "part.safetensors", "-n", 20, "--until", 300)

@@ -215,6 +215,9 @@ def roundtrip(  # noqa: PLR0913
 def _row(result: "RoundTrip", recipe: "Recipe", method: Method) -> dict[str, object]:
     """One JSON line; the keys are part of the interface."""
     record = result.photo.to_json()
+    latent = cast(dict[str, object], record["health"])
+    if "second_health" in record:
+        latent["second"] = record["second_health"]  # the other half of a pair
     return {
         "image": result.photo.name,
         "steps": recipe.grid.steps,
@@ -223,7 +226,7 @@ def _row(result: "RoundTrip", recipe: "Recipe", method: Method) -> dict[str, obj
         "spacing": recipe.grid.spacing,
         **cast(dict[str, object], record["quality"]),
         "evaluations": {"encode": result.photo.evaluations, "decode": result.decode_evaluations},
-        "latent": record["health"],
+        "latent": latent,
         "inversion": record["inversion"],
         "seconds": round(result.seconds, 4),
     }
