@@ -17,7 +17,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
 PATHS = "sphere splines interpolation mixing corrections pacing"
-VERBS = "planning inverse recipe latents decoding inversion morphing"
+VERBS = "planning inverse recipe latents decoding inversion morphing forecast"
 USES = "images sheets video files batch rendering datasets evaluation"
 EXPERIMENTS = " ".join(
     f"experiments.{name}"
@@ -99,6 +99,7 @@ TABLE = {
     "morphing": May(
         "errors grid ode interpolation corrections pacing models.base latents recipe decoding inversion", "torch"
     ),
+    "forecast": May("interpolation inverse models.base morphing noise recipe", "torch"),
     # Uses
     "rendering": May("errors files grid ode images models.base latents morphing", "numpy torch PIL", "safetensors"),
     "batch": May("errors images inverse inversion decoding latents recipe models.base noise ode", "torch"),
@@ -162,8 +163,11 @@ TABLE = {
         "errors datasets training training.config training.loop cli.options cli.run cli.values", "click", "torch tqdm"
     ),
     "cli.film": May(f"{PATHS} {VERBS} {USES} cli.options cli.run", "click", "torch"),
+    "cli.costs": May("forecast interpolation models.base morphing recipe", "click"),
     "cli.interpolate": May(
-        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.film cli.method cli.options cli.run cli.values", "click", "torch"
+        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.costs cli.film cli.method cli.options cli.run cli.values",
+        "click",
+        "torch",
     ),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),

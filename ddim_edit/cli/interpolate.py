@@ -2,19 +2,20 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim_edit.cli import costs, options, run, values
 from ddim_edit.cli import film as films
-from ddim_edit.cli import options, run, values
 from ddim_edit.cli.method import Method, fitted, method_options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddim_edit.batch import PhotoBatch
     from ddim_edit.grid import Grid
     from ddim_edit.images import Photo
     from ddim_edit.latents import Latents
@@ -147,16 +148,37 @@ class _Keys:
             return Recipe(grid.build(model.schedule), solver, condition.denoiser(model))
         return method.recipe(fitted(model, [method.solver]), grid, condition)
 
-    def make(self, model: "Model", recipe: "Recipe", on_step: "OnStep") -> "tuple[Latents, Tensor | None]":
-        """The latents, and the photos (N, 3, H, W) if that is what they come from.
+    def read(self, model: "Model") -> "list[PhotoBatch]":
+        """The photos; one that cannot be read stops the run, because the morph would not be the one asked for."""
+        from ddim_edit.errors import ImageError
 
-        A photo that cannot be read stops the run, because the morph would not be the one asked for.
-        """
+        batches = self.source.batches(self.photos, model)
+        ready = list(batches)
+        if batches.failures:
+            raise ImageError(batches.failures[0].error)
+        return ready
+
+    def outline(self, model: "Model", recipe: "Recipe") -> "Latents":
+        """The latents; those of photos with zeros for values, in place of encoding them."""
+        import torch
+
+        from ddim_edit.latents import Latents, PhotoRecord
+
+        if not self.photos:
+            return self.make(model, recipe)[0]
+        x = torch.zeros(len(self.photos), *model.shape)
+        records = tuple(PhotoRecord(photo.name) for photo in self.photos)
+        top, memory = recipe.grid[recipe.grid.steps], (x,) if recipe.solver.pair else ()
+        return Latents(x, top, model.space, recipe.to_json(), records, memory)
+
+    def make(
+        self, model: "Model", recipe: "Recipe", on_step: "OnStep | None" = None
+    ) -> "tuple[Latents, Tensor | None]":
+        """The latents, and the photos (N, 3, H, W) if that is what they come from."""
         import torch
 
         from ddim_edit.batch import encode_photos
         from ddim_edit.decoding import seed_latents
-        from ddim_edit.errors import ImageError
         from ddim_edit.latents import Latents
 
         if self.given:
@@ -165,10 +187,7 @@ class _Keys:
             return seed_latents(
                 model, self.seeds, grid=recipe.grid, solver=recipe.solver, denoiser=recipe.denoiser
             ), None
-        batches = self.source.batches(self.photos, model)
-        ready = list(batches)
-        if batches.failures:
-            raise ImageError(batches.failures[0].error)
+        ready = self.read(model)
         parts = [part.latents for part in encode_photos(model, ready, recipe, check=False, on_step=on_step)]
         return Latents.join(parts), torch.cat([batch.pixels for batch in ready])
 
@@ -184,6 +203,7 @@ class _Keys:
 @click.option("--decode-steps", type=click.IntRange(1), help="Steps per frame.  [default: as many as for encoding]")
 @motion_options
 @films.film_options
+@click.option("--dry-run", is_flag=True, help="Say what would be done and what it would cost, and write nothing.")
 @options.json_option
 @options.model_options
 @options.running_options
@@ -202,6 +222,7 @@ def interpolate(  # noqa: PLR0913
     decode_steps: int | None,
     moving: MotionChoice,
     film: films.Film,
+    dry_run: bool,
     as_json: bool,
     running: options.Running,
 ) -> int:
@@ -214,7 +235,11 @@ def interpolate(  # noqa: PLR0913
     ddim-edit interpolate a.jpg b.jpg c.jpg --loop --frames 48 --format png -o frames
     ddim-edit interpolate --seeds 0-3 --eta 0.5 --ease ease-in-out -o seeds.webp
     """
+    import torch
+
+    from ddim_edit.decoding import prepared
     from ddim_edit.inversion import SPACING
+    from ddim_edit.morphing import Morph, distance_of
     from ddim_edit.rendering import Checkpoint
 
     output = film.prepare(ctx, output, overwrite=running.overwrite)
@@ -231,9 +256,16 @@ def interpolate(  # noqa: PLR0913
     recipe = keys.recipe(model, method, grid, condition, randomness)
     model = fitted(model, [recipe.solver.name])
     levels = recipe.grid.spread(decode_steps, otherwise=SPACING) if decode_steps else recipe.grid
+    outline = keys.outline(model, recipe)
+    decoding, _ = prepared(model, outline, grid=levels)
+    distance_of(motion.pace, model)
     description = run.describe_run(ctx, model, recipe.grid)
     record = run.Record(description, outputs=[output, *film.extra(output)], inside=False)
     checkpoint = Checkpoint.beside(output, _request(description, keys.hashes))
+    if dry_run:
+        clip = Morph(outline, motion, torch.zeros(0), decoding.grid)
+        costs.say(_costs(keys, model, recipe, clip, film.frames, checkpoint), as_json=as_json)
+        return 0
     plan = _plan(keys, model, recipe, levels, motion, film, checkpoint, running)
     _render(plan, model, checkpoint, source.batch_size, running)
     report = film.write(plan, checkpoint, output, description)
@@ -247,10 +279,25 @@ def _request(description: dict[str, object], hashes: list[str]) -> str:
     """What the pictures depend on, as a digest: all but where they go and how they are wrapped."""
     arguments = description["arguments"]
     assert isinstance(arguments, dict)
-    wrapping = {"photos", "output", "overwrite", "progress", "as_json", *films.WRAPPING}
+    wrapping = {"photos", "output", "overwrite", "progress", "as_json", "dry_run", *films.WRAPPING}
     kept = {key: value for key, value in arguments.items() if key not in wrapping}
     text = json.dumps({**description, "arguments": kept, "sources": hashes}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _costs(
+    keys: _Keys, model: "Model", recipe: "Recipe", clip: "Morph", frames: int, checkpoint: "Checkpoint"
+) -> dict[str, Any]:
+    """What a clip costs that is not planned yet, or what an interrupted run of it has left to do."""
+    from ddim_edit.forecast import decoded, forecast
+
+    keys.read(model)  # the run would stop at a photo that cannot be read
+    size, decoding = keys.source.batch_size, replace(recipe, grid=clip.grid)
+    if plan := checkpoint.load(clip.motion, clip.grid):
+        parts = [decoded("frames", decoding, checkpoint.left(plan, size))]
+    else:
+        parts = forecast(recipe, decoding, clip.motion, photos=len(keys.photos), keys=len(keys), frames=frames)
+    return costs.report(clip, recipe, frames, parts, model, size)
 
 
 def _plan(
@@ -270,7 +317,7 @@ def _plan(
         click.echo("going on with the plan of an interrupted run", err=True)
         return plan
     size = keys.source.batch_size
-    total = len(keys.photos) * recipe.grid.steps + motion.looks(len(keys)) * levels.steps
+    total = len(keys.photos) * recipe.grid.steps + (motion.met(len(keys)) + motion.pilots(len(keys))) * levels.steps
     with run.Progress("plan", total, shown=running.progress) as bar:
         latents, photos = keys.make(model, recipe, bar)
         plan = plan_morph(model, latents, film.frames, motion, photos=photos, grid=levels, batch_size=size, on_step=bar)
@@ -281,7 +328,7 @@ def _plan(
 
 
 def _render(plan: "Morph", model: "Model", checkpoint: "Checkpoint", batch_size: int, running: options.Running) -> None:
-    missing = sum(len(rows) for rows in checkpoint.missing(plan, batch_size))
+    missing = checkpoint.left(plan, batch_size)
     if missing < len(plan.positions):
         click.echo(f"{len(plan.positions) - missing} of {len(plan.positions)} pictures are there already", err=True)
     try:
