@@ -181,14 +181,7 @@ class Morph:
 
     def between(self, u: Tensor) -> Latents:
         """The latents at positions (F,) on the path, with step noises or a solver's memory if the keys have any."""
-        keys, noises = self.latents, None
-        if keys.noises is not None:
-            noises = torch.stack([self._along(step, u) for step in keys.noises])
-        memory = tuple(self._along(value, u) for value in keys.memory)  # the other half of a pair goes the same way
-        return Latents(self.x(u), keys.level, keys.space, keys.how, memory=memory, noises=noises)
-
-    def _along(self, keys: Tensor, u: Tensor) -> Tensor:
-        return along(keys, u, self.path, closed=self.motion.closed)
+        return self.latents.moved(self.x(u), lambda keys: along(keys, u, self.path, closed=self.motion.closed))
 
     def frames(
         self, model: Model, rows: Sequence[int] | None = None, *, batch_size: int = 8, on_step: OnStep | None = None

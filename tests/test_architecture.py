@@ -163,9 +163,11 @@ TABLE = {
         "errors datasets training training.config training.loop cli.options cli.run cli.values", "click", "torch tqdm"
     ),
     "cli.film": May(f"{PATHS} {VERBS} {USES} cli.options cli.run", "click", "torch"),
+    "cli.keys": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.values", "click", "torch"),
+    "cli.corners": May(f"{PATHS} {VERBS} {USES} cli.keys cli.options cli.run", "click", "torch"),
     "cli.costs": May("forecast interpolation models.base morphing recipe", "click"),
     "cli.interpolate": May(
-        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.costs cli.film cli.method cli.options cli.run cli.values",
+        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.costs cli.film cli.keys cli.options cli.run cli.values",
         "click",
         "torch",
     ),
@@ -180,7 +182,8 @@ TABLE = {
         f"{NUMERICS} experiments {EXPERIMENTS} cli.conduct cli.interpolate cli.method cli.options cli.values", "click"
     ),
     "cli": May(
-        "errors cli.about cli.demo cli.evaluation cli.experiment cli.interpolate cli.photos cli.pictures cli.training",
+        "errors cli.about cli.corners cli.demo cli.evaluation cli.experiment cli.interpolate cli.photos cli.pictures "
+        "cli.training",
         "click",
     ),
     "__main__": May("cli"),

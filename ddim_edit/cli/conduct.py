@@ -238,7 +238,7 @@ def read_photos(
 
 
 @dataclass(frozen=True)
-class Keys:
+class Waypoints:
     """What paths lead through: photos, or latents drawn from seeds; see `experiments.interpolate.Plan`."""
 
     images: Sequence[Mapping[str, object]]
@@ -255,7 +255,7 @@ class Keys:
         model: "Model",
         grid: options.GridChoice,
         condition: options.Condition,
-    ) -> "Keys":
+    ) -> "Waypoints":
         """Photos are read here, and encoded when they are needed; seeds 0 to 7 where nothing is given."""
         from ddim_edit.experiments.interpolate import Encoder
         from ddim_edit.noise import gaussian

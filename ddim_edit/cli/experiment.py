@@ -162,7 +162,7 @@ def interpolate(
     from ddim_edit.experiments.interpolate import CORNERS, EXPERIMENT, Plan, decode_grid, groups_of, units
 
     store, model = common.store, common.choice.load()
-    given = conduct.Keys.of(source, seeds, model, grid, common.condition)
+    given = conduct.Waypoints.of(source, seeds, model, grid, common.condition)
     names = [str(image["name"]) for image in given.images]
     if len(names) < keys or frames < keys:
         raise click.UsageError(
