@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ddim_edit.denoiser import dynamic_threshold as dynamic_threshold
     from ddim_edit.errors import DdimEditError as DdimEditError
     from ddim_edit.evaluation import evaluate_model as evaluate_model
+    from ddim_edit.goals import Goal as Goal
     from ddim_edit.grid import Grid as Grid
     from ddim_edit.images import find_photos as find_photos
     from ddim_edit.images import read_image as read_image
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from ddim_edit.interpolation import slerp as slerp
     from ddim_edit.inverse import Exact as Exact
     from ddim_edit.inverse import Explicit as Explicit
-    from ddim_edit.inverse import Goal as Goal
+    from ddim_edit.inverse import Recorded as Recorded
     from ddim_edit.inverse import Refine as Refine
     from ddim_edit.inversion import advice as advice
     from ddim_edit.inversion import encode as encode
@@ -74,10 +75,11 @@ _HOMES = {
     "denoiser": ("Condition", "Denoiser", "MapX0", "Prediction", "PredictionType", "clip", "dynamic_threshold"),
     "errors": ("DdimEditError",),
     "evaluation": ("evaluate_model",),
+    "goals": ("Goal",),
     "grid": ("Grid",),
     "images": ("find_photos", "read_image", "write_image"),
     "interpolation": ("along", "lerp", "slerp"),
-    "inverse": ("Exact", "Explicit", "Goal", "Refine"),
+    "inverse": ("Exact", "Explicit", "Recorded", "Refine"),
     "inversion": ("advice", "encode"),
     "latents": ("Latents",),
     "metrics": ("compare", "latent_health"),

@@ -12,11 +12,12 @@ from typing import Literal
 import torch
 
 from ddim_edit.interpolation import segments
-from ddim_edit.inverse import Exact, Explicit, Refine
+from ddim_edit.inverse import Exact, Explicit, Recorded, Refine
 from ddim_edit.models.base import Model
 from ddim_edit.morphing import Motion
 from ddim_edit.noise import gaussian
 from ddim_edit.recipe import Recipe
+from ddim_edit.solvers.recorder import FIRST_STEP
 
 Bound = Literal["exactly", "at most", "about", "at least"]
 
@@ -67,6 +68,8 @@ def encoding(recipe: Recipe, photos: int) -> Part:
         match recipe.inverse:
             case Exact(budget=int(budget)) | Refine(budget=int(budget)):
                 each, bound = budget, "at most"
+            case Recorded():  # the step at the clean end is solved, and all others are made once
+                each, bound = (recipe.grid.steps - 1 + FIRST_STEP) * recipe.denoiser.cost, "at most"
             case Explicit():
                 pass
             case inverse:

@@ -15,52 +15,23 @@ from torch import Tensor
 
 from ddim_edit.denoiser import Denoiser, select_rows
 from ddim_edit.errors import ConfigError, InversionError
+from ddim_edit.goals import EIGHT_BIT, Goal
 from ddim_edit.grid import Grid
-from ddim_edit.metrics import changed_8bit, mse
+from ddim_edit.noise import GivenNoise, SeededNoise, gaussian
 from ddim_edit.ode import OnStep, integrate, walk
 from ddim_edit.planning import planned, require_budget
-from ddim_edit.solvers import Implicit, Solver, State
+from ddim_edit.solvers import Ddim, Implicit, Recorder, Solver, State
 
-EVERY_BYTE_RMS = 3e-4  # on [0, 1]: small enough that the largest error of a photo usually stays below half a byte
 ATTEMPTS = 8  # at most, for the photos that have not come back yet
 STEPWISE = 6.0  # residual of one step over the goal's RMS, times the root of the number of steps
 
 
-@dataclass(frozen=True)
-class Goal:
-    """How well a photo must come back.
-
-    Args:
-        rms: error of the decoded photo, root mean square on the scale [0, 1].
-        every_byte: besides, every 8-bit value must be that of the photo.
-    """
-
-    rms: float
-    every_byte: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rms < 1:
-            raise ConfigError(f"tolerance {self.rms:g} is no RMS error on [0, 1]; choose it between 0 and 1, like 1e-3")
-
-    @classmethod
-    def of_psnr(cls, decibels: float) -> "Goal":
-        """At least this PSNR in dB."""
-        return cls(10 ** (-decibels / 20))
-
-    def measured(self, pixels: Tensor, restored: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) RMS errors on [0, 1], and (B,) bool, whether the goal is reached."""
-        rms = mse(pixels, restored).sqrt()
-        return rms, changed_8bit(pixels, restored) == 0 if self.every_byte else rms <= self.rms
-
-
-EIGHT_BIT = Goal(EVERY_BYTE_RMS, every_byte=True)
-
-
 class Walk(NamedTuple):
-    """Photos that were walked to noise, and what is kept of the way: timestep and x, for every so many levels."""
+    """Photos at the noisy end; timestep and x of every so many levels on the way; step noises, if recorded."""
 
     state: State
     path: list[tuple[float, Tensor]]
+    noises: Tensor | None = None
 
 
 class Restored(NamedTuple):
@@ -112,7 +83,7 @@ class Task:
 
     def and_back(self, rows: Tensor, state: State) -> State:
         """Decode these rows from where they were walked to."""
-        start = State.start(state.x, memory=state.memory if self.solver.pair else ())
+        start = State.start(state.x, state.noise, state.memory if self.solver.pair else ())
         denoise = select_rows(self.denoise, rows)
         return integrate(denoise, self.solver, self.grid, start, toward="clean", on_step=self.on_step)
 
@@ -158,7 +129,10 @@ class Inverse(ABC):
             ConfigError: another solver or a budget that will not do; the message says what to use instead.
         """
         if not solver.deterministic:
-            raise InversionError(f"{solver.settings} is random, so nothing can be encoded with it; encode with eta = 0")
+            raise InversionError(
+                f"{solver.settings} is random, so nothing can be encoded with it; encode with eta = 0, "
+                "or use the inverse recorded"
+            )
 
     def prepared(self, grid: Grid) -> Grid:
         """The grid to walk instead of this one."""
@@ -258,6 +232,38 @@ class Refine(Inverse):
         return _until_reached(task, self.goal, _Correcting(task), self.budget)
 
 
+@dataclass(frozen=True)
+class Recorded(Inverse):
+    """The inverse of a random solver: the noise is kept that leads back to the photo; see `solvers.Recorder`.
+
+    Args:
+        seed: of what is drawn; the same for every photo, so that a code does not depend on its company.
+    """
+
+    seed: int = 0
+    name: ClassVar[str] = "recorded"
+
+    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
+        """There must be noise to record."""
+        if solver.deterministic:
+            raise ConfigError(f"{solver.settings} adds no noise that could be recorded; use --inverse exact, or an eta")
+
+    def run(self, task: Task) -> Inverted:
+        """One walk toward clean, from where the photo is drowned in noise."""
+        grid, seeds = task.grid, (self.seed,) * len(task.x0)
+        recorder, cost = Recorder.of(cast(Ddim, task.solver), task.x0, task.denoise, grid)
+        end = start = recorder.start(grid, gaussian(seeds, tuple(task.x0.shape[1:])), SeededNoise(seeds))
+        versions = [start.x]
+        for step in walk(task.denoise, recorder, grid, start, toward="clean", on_step=task.on_step):
+            end = step.state
+            versions.insert(0, end.x)
+        noises = torch.stack(end.memory)
+        state = replace(start, evaluations=end.evaluations + cost, noise=GivenNoise(noises))
+        every = task.keep_every
+        path = [(grid[i].t, versions[i].cpu()) for i in range(every, grid.steps + 1, every)] if every else []
+        return Inverted(Walk(state, path, noises.cpu()))
+
+
 class _Attempts(Protocol):
     def walk(self, rows: Tensor, left: Tensor | None) -> Walk: ...
 
@@ -336,7 +342,9 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
 
 def default_inverse(solver: Solver) -> Inverse:
     """The inverse that brings photos back for this solver: exact where it can be."""
+    if not solver.deterministic:
+        return Recorded()
     return Refine() if solver.undone_by == "refining" else Exact()
 
 
-INVERSES: dict[str, type[Inverse]] = {kind.name: kind for kind in (Explicit, Exact, Refine)}
+INVERSES: dict[str, type[Inverse]] = {kind.name: kind for kind in (Explicit, Exact, Refine, Recorded)}

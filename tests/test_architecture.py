@@ -17,7 +17,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
 PATHS = "sphere splines interpolation mixing corrections pacing"
-VERBS = "planning inverse recipe latents decoding inversion morphing forecast"
+VERBS = "planning goals inverse recipe latents decoding inversion morphing forecast"
 USES = "images sheets video files batch rendering datasets evaluation"
 EXPERIMENTS = " ".join(
     f"experiments.{name}"
@@ -63,6 +63,7 @@ TABLE = {
     "solvers.multistep": May(
         "schedule grid denoiser solvers.base solvers.ddim solvers.quadrature solvers.runge_kutta", "torch"
     ),
+    "solvers.recorder": May("schedule grid denoiser solvers.base solvers.ddim solvers.implicit", "torch"),
     "solvers.leapfrog": May("grid denoiser solvers.base solvers.ddim solvers.implicit", "torch"),
     "solvers.symmetric": May(
         "errors schedule grid denoiser solvers.base solvers.ddim solvers.fixed_point solvers.implicit "
@@ -71,7 +72,8 @@ TABLE = {
         "scipy",
     ),
     "solvers": May(
-        "solvers.base solvers.ddim solvers.implicit solvers.leapfrog solvers.multistep solvers.runge_kutta "
+        "solvers.base solvers.ddim solvers.implicit solvers.leapfrog solvers.multistep solvers.recorder "
+        "solvers.runge_kutta "
         "solvers.symmetric"
     ),
     "ode": May("errors schedule grid denoiser solvers.base", "torch"),
@@ -90,7 +92,8 @@ TABLE = {
     "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
     "planning": May("errors grid solvers"),
-    "inverse": May("errors grid denoiser solvers ode metrics planning", "torch"),
+    "goals": May("errors metrics", "torch"),
+    "inverse": May("errors goals grid denoiser noise solvers ode planning", "torch"),
     "recipe": May("errors grid denoiser solvers inverse models.base latents"),
     "decoding": May("errors grid denoiser noise solvers solvers.base ode models.base latents recipe", "torch"),
     "inversion": May(
@@ -99,7 +102,7 @@ TABLE = {
     "morphing": May(
         "errors grid ode interpolation corrections pacing models.base latents recipe decoding inversion", "torch"
     ),
-    "forecast": May("interpolation inverse models.base morphing noise recipe", "torch"),
+    "forecast": May("interpolation inverse models.base morphing noise recipe solvers.recorder", "torch"),
     # Uses
     "rendering": May("errors files grid ode images models.base latents morphing", "numpy torch PIL", "safetensors"),
     "batch": May("errors images inverse inversion decoding latents recipe models.base noise ode", "torch"),

@@ -82,7 +82,12 @@ def test_every_solver_keeps_the_bound_that_is_told(run: Callable[..., Outcome], 
 
 @pytest.mark.parametrize(
     ("flags", "bound"),
-    [(("-n", 10, "--budget", 24), "at most"), (("-n", 10), "about"), (("-n", 10, "--solver", "ab2"), "about")],
+    [
+        (("-n", 10, "--budget", 24), "at most"),
+        (("-n", 10, "--eta", 0.5), "at most"),
+        (("-n", 10), "about"),
+        (("-n", 10, "--solver", "ab2"), "about"),
+    ],
 )
 def test_iterating_inverses_are_bounded_or_said_to_be_guessed(
     run: Callable[..., Outcome], calls: Calls, flags: tuple[object], bound: str

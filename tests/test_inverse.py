@@ -13,8 +13,9 @@ from torch import Tensor
 from ddim_edit.decoding import decode
 from ddim_edit.denoiser import Denoiser
 from ddim_edit.errors import ConfigError, InversionError
+from ddim_edit.goals import EIGHT_BIT, Goal
 from ddim_edit.grid import Grid
-from ddim_edit.inverse import EIGHT_BIT, INVERSES, Exact, Explicit, Goal, Inverse, Refine, default_inverse
+from ddim_edit.inverse import INVERSES, Exact, Explicit, Inverse, Refine, default_inverse
 from ddim_edit.inversion import advice, encode
 from ddim_edit.latents import Latents
 from ddim_edit.metrics import changed_8bit, mse

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ddim_edit.decoding import decode
 from ddim_edit.denoiser import Condition, Denoiser, NetworkDenoiser, Prediction, PredictionType
+from ddim_edit.goals import Goal
 from ddim_edit.grid import Grid
-from ddim_edit.inverse import Exact, Explicit, Goal
+from ddim_edit.inverse import Exact, Explicit
 from ddim_edit.inversion import encode
 from ddim_edit.latents import Latents
 from ddim_edit.ode import integrate

@@ -46,12 +46,10 @@ class Asked:
         if given and not self.seeds:
             if self.source.chosen:
                 raise click.UsageError("--limit and --fit are for photos, and these are latents; leave them out.")
-            if self.grid.given or self.condition.given or self.method != Method():
+            if self.grid.given or self.condition.given or self.method != Method() or self.randomness.eta is not None:
                 raise click.UsageError(
-                    "Latents keep the grid, condition and method that they were encoded with; use --decode-steps."
+                    "Latents keep the grid, condition, method and eta that they were encoded with; use --decode-steps."
                 )
-        if self.randomness.eta and not self.seeds:
-            raise click.UsageError("Photos are encoded at eta 0; give --seeds, or latents that carry step noise.")
         if self.seeds:
             return Keys(self, seeds=self.seeds)
         if given:
@@ -122,7 +120,8 @@ class Keys:
         if self.seeds:
             solver = asked.randomness.solver() or Ddim()
             return Recipe(asked.grid.build(model.schedule), solver, asked.condition.denoiser(model))
-        return asked.method.recipe(fitted(model, [asked.method.solver]), asked.grid, asked.condition)
+        ready = fitted(model, [asked.method.solver])
+        return asked.method.recipe(ready, asked.grid, asked.condition, randomness=asked.randomness)
 
     def read(self, model: "Model") -> "list[PhotoBatch]":
         """The photos; one that cannot be read stops the run, because the morph would not be the one asked for."""
@@ -144,8 +143,9 @@ class Keys:
             return self.make(model, recipe)[0]
         x = torch.zeros(len(self.photos), *model.shape)
         records = tuple(PhotoRecord(photo.name) for photo in self.photos)
-        top, memory = recipe.grid[recipe.grid.steps], (x,) if recipe.solver.pair else ()
-        return Latents(x, top, model.space, recipe.to_json(), records, memory)
+        steps, memory = recipe.grid.steps, (x,) if recipe.solver.pair else ()
+        noises = None if recipe.solver.deterministic else x.expand(steps, *x.shape)
+        return Latents(x, recipe.grid[steps], model.space, recipe.to_json(), records, memory, noises=noises)
 
     def make(
         self, model: "Model", recipe: "Recipe", on_step: "OnStep | None" = None
