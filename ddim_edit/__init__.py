@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ddim_edit.denoiser import dynamic_threshold as dynamic_threshold
     from ddim_edit.errors import DdimEditError as DdimEditError
     from ddim_edit.evaluation import evaluate_model as evaluate_model
-    from ddim_edit.goals import Goal as Goal
     from ddim_edit.grid import Grid as Grid
     from ddim_edit.images import find_photos as find_photos
     from ddim_edit.images import read_image as read_image
@@ -66,6 +65,7 @@ if TYPE_CHECKING:
     from ddim_edit.solvers import Ddim as Ddim
     from ddim_edit.solvers import Solver as Solver
     from ddim_edit.solvers import State as State
+    from ddim_edit.task import Goal as Goal
     from ddim_edit.training import TrainConfig as TrainConfig
     from ddim_edit.training import train as train
     from ddim_edit.video import write_video as write_video
@@ -75,7 +75,6 @@ _HOMES = {
     "denoiser": ("Condition", "Denoiser", "MapX0", "Prediction", "PredictionType", "clip", "dynamic_threshold"),
     "errors": ("DdimEditError",),
     "evaluation": ("evaluate_model",),
-    "goals": ("Goal",),
     "grid": ("Grid",),
     "images": ("find_photos", "read_image", "write_image"),
     "interpolation": ("along", "lerp", "slerp"),
@@ -92,6 +91,7 @@ _HOMES = {
     "schedule": ("Level", "NoiseSchedule"),
     "sheets": ("sheet", "strip"),
     "solvers": ("SOLVERS", "Ddim", "Solver", "State"),
+    "task": ("Goal",),
     "training": ("TrainConfig", "train"),
     "video": ("write_video",),
 }

@@ -13,13 +13,13 @@ from torch import Tensor
 from ddim_edit.decoding import decode
 from ddim_edit.errors import ImageError, LatentsError
 from ddim_edit.images import Fit, Photo
-from ddim_edit.inverse import Restored
 from ddim_edit.inversion import round_trip
 from ddim_edit.latents import Latents, PhotoRecord
 from ddim_edit.models.base import Model
 from ddim_edit.noise import SeededNoise
 from ddim_edit.ode import OnStep
 from ddim_edit.recipe import Recipe
+from ddim_edit.task import Restored
 
 
 @dataclass(frozen=True)

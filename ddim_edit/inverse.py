@@ -6,100 +6,23 @@ goal is stated on the photo, and checked by the actual decode.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, Protocol, cast
+from typing import ClassVar, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from ddim_edit.denoiser import Denoiser, select_rows
 from ddim_edit.errors import ConfigError, InversionError
-from ddim_edit.goals import EIGHT_BIT, Goal
 from ddim_edit.grid import Grid
 from ddim_edit.noise import GivenNoise, SeededNoise, gaussian
-from ddim_edit.ode import OnStep, integrate, walk
-from ddim_edit.planning import planned, require_budget
+from ddim_edit.ode import walk
 from ddim_edit.solvers import Ddim, Implicit, Recorder, Solver, State
+from ddim_edit.task import EIGHT_BIT, Goal, Inverted, Restored, Task, Walk
 
 ATTEMPTS = 8  # at most, for the photos that have not come back yet
+PROGRESS = 0.9  # share of a photo's least error that another attempt must stay below to be followed by one more
 STEPWISE = 6.0  # residual of one step over the goal's RMS, times the root of the number of steps
-
-
-class Walk(NamedTuple):
-    """Photos at the noisy end; timestep and x of every so many levels on the way; step noises, if recorded."""
-
-    state: State
-    path: list[tuple[float, Tensor]]
-    noises: Tensor | None = None
-
-
-class Restored(NamedTuple):
-    """What latents decode to: pixels (B, 3, H, W), around [-1, 1], on the CPU; evaluations (B,) that it took."""
-
-    pixels: Tensor
-    evaluations: Tensor
-
-
-@dataclass(frozen=True)
-class Task:
-    """What an inverse is given: photos at the clean end, and how they will be decoded.
-
-    Args:
-        x0: (B, C, h, w), the photos after the codec.
-        pixels: (B, 3, H, W), the photos themselves, on the CPU.
-        to_pixels: the codec's decoder, to (B, 3, H, W) on the CPU.
-        grid: the levels.
-        solver: the decoder's.
-        denoise: the decoder's.
-        keep_every: keep the x_t of every so many steps; 0 keeps none.
-        on_step: called after every step in either direction.
-    """
-
-    x0: Tensor
-    pixels: Tensor
-    to_pixels: Callable[[Tensor], Tensor]
-    grid: Grid
-    solver: Solver
-    denoise: Denoiser
-    keep_every: int = 0
-    on_step: OnStep | None = None
-
-    @property
-    def look(self) -> int:
-        """Network forwards that one look at one step takes, at most."""
-        return math.ceil(self.solver.evaluations(self.grid.steps) / self.grid.steps) * self.denoise.cost
-
-    def to_noise(self, rows: Tensor, solver: Solver, x0: Tensor | None = None) -> Walk:
-        """Walk these rows' photos, or x0 in their place, to noise with this solver."""
-        state = State.start(self.x0[rows] if x0 is None else x0)
-        denoise = select_rows(self.denoise, rows)
-        path: list[tuple[float, Tensor]] = []
-        for step in walk(denoise, solver, self.grid, state, toward="noise", on_step=self.on_step):
-            state = step.state
-            if self.keep_every and step.index % self.keep_every == 0:
-                path.append((step.level.t, state.x.cpu()))
-        return Walk(state, path)
-
-    def and_back(self, rows: Tensor, state: State) -> State:
-        """Decode these rows from where they were walked to."""
-        start = State.start(state.x, state.noise, state.memory if self.solver.pair else ())
-        denoise = select_rows(self.denoise, rows)
-        return integrate(denoise, self.solver, self.grid, start, toward="clean", on_step=self.on_step)
-
-
-class Inverted(NamedTuple):
-    """What an inverse found.
-
-    Args:
-        walk: the photos at the noisy end; the evaluations of each include those of checking its goal.
-        restored: what they decode to, where that was looked at.
-        reached: (B,) bool, whether the goal was met, where there was one.
-    """
-
-    walk: Walk
-    restored: Restored | None = None
-    reached: Tensor | None = None
 
 
 class Inverse(ABC):
@@ -134,7 +57,7 @@ class Inverse(ABC):
                 "or use the inverse recorded"
             )
 
-    def prepared(self, grid: Grid) -> Grid:
+    def prepared(self, grid: Grid, solver: Solver) -> Grid:
         """The grid to walk instead of this one."""
         return grid
 
@@ -151,6 +74,10 @@ class Explicit(Inverse):
     at: Literal["source", "target"] = "source"
     name: ClassVar[str] = "explicit"
 
+    def __post_init__(self) -> None:
+        if self.at not in ("source", "target"):
+            raise ConfigError(f"eps cannot be guessed at {self.at!r}; choose source or target")
+
     def check(self, solver: Solver, grid: Grid, cost: int) -> None:
         """`target` is the first iterate of solving a step."""
         super().check(solver, grid, cost)
@@ -161,8 +88,7 @@ class Explicit(Inverse):
         """One walk."""
         solver = task.solver
         if self.at == "target":
-            once = torch.ones(1, task.grid.steps, dtype=torch.int64)
-            solver = Implicit(solver, torch.zeros(1).double(), once, warm=False)
+            solver = Implicit(solver, torch.zeros(1).double(), limit=1, warm=False)
         return Inverted(task.to_noise(torch.arange(len(task.x0)), solver))
 
 
@@ -191,18 +117,18 @@ class Exact(Inverse):
             raise ConfigError(f"steps of solver {solver.name} cannot be undone one by one; use --inverse refine")
         require_budget(self.budget, solver, grid, cost * (1 if self.goal is None else 2))
 
-    def prepared(self, grid: Grid) -> Grid:
-        """Without stiff steps."""
-        return grid.refined()
+    def prepared(self, grid: Grid, solver: Solver) -> Grid:
+        """Without stiff steps, where steps are solved; a pair needs no solving."""
+        return grid if solver.pair else grid.refined()
 
     def run(self, task: Task) -> Inverted:
         """Solve; with a goal decode, and solve more tightly what has not come back."""
         rows = torch.arange(len(task.x0))
         if task.solver.undone_by == "itself":
-            return Inverted(task.to_noise(rows, task.solver))
+            return _looked_at(task, task.to_noise(rows, task.solver), self.goal)
         if self.goal is None:
-            plan = torch.tensor([planned(task.grid, cast(int, self.budget) // task.look)])
-            return Inverted(task.to_noise(rows, Implicit(task.solver, torch.zeros(1).double(), plan)))
+            looks = torch.tensor([cast(int, self.budget) // task.look])
+            return Inverted(task.to_noise(rows, Implicit(task.solver, torch.zeros(1).double(), looks)))
         return _until_reached(task, self.goal, _Tightening(task, self.goal), self.budget)
 
 
@@ -230,6 +156,15 @@ class Refine(Inverse):
     def run(self, task: Task) -> Inverted:
         """Encode, decode, correct."""
         return _until_reached(task, self.goal, _Correcting(task), self.budget)
+
+
+def _looked_at(task: Task, walk: Walk, goal: Goal | None) -> Inverted:
+    """What was found in one walk, with a look at whether the goal was met; nothing hangs on it, so it costs nothing."""
+    if goal is None:
+        return Inverted(walk)
+    back = task.and_back(torch.arange(len(task.x0)), walk.state)
+    restored = Restored(task.to_pixels(back.x), back.evaluations)
+    return Inverted(walk, restored, goal.measured(task.pixels, restored.pixels)[1])
 
 
 @dataclass(frozen=True)
@@ -283,9 +218,8 @@ class _Tightening:
         self.tolerance = torch.full((len(self.task.x0),), start, dtype=torch.float64)
 
     def walk(self, rows: Tensor, left: Tensor | None) -> Walk:
-        grid, look = self.task.grid, self.task.look
-        plan = None if left is None else torch.tensor([planned(grid, n // look - grid.steps) for n in left.tolist()])
-        return self.task.to_noise(rows, Implicit(self.task.solver, self.tolerance[rows], plan))
+        looks = None if left is None else left // self.task.look - self.task.grid.steps  # a look each to decode
+        return self.task.to_noise(rows, Implicit(self.task.solver, self.tolerance[rows], looks))
 
     def learn(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None:
         self.tolerance[rows] *= (0.5 * self.goal.rms / rms).clamp(0.01, 0.3)
@@ -321,7 +255,7 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
         restored = task.to_pixels(back.x)
         rms, good = goal.measured(task.pixels[rows], restored)
         cost = found.state.evaluations + back.evaluations
-        better = good | (rms < best[rows])
+        better, promising = good | (rms < best[rows]), rms < PROGRESS * best[rows]
         for k in torch.nonzero(better).flatten().tolist():
             one = [(t, x[k : k + 1]) for t, x in found.path]
             shown = Restored(restored[k : k + 1], back.evaluations[k : k + 1])
@@ -331,13 +265,28 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
         reached[rows] = good
         attempts.learn(rows, back.x, rms)
         affordable = torch.ones_like(good) if budget is None else spent[rows] + cost <= budget
-        rows = rows[~good & better & affordable]
+        rows = rows[~good & promising & affordable]
         if not len(rows):
             break
     walks, pictures = zip(*(kept[row] for row in range(batch)), strict=True)
     state = replace(State.join([walk.state for walk in walks]), evaluations=spent)
     path = [(steps[0][0], torch.cat([x for _, x in steps])) for steps in zip(*(w.path for w in walks), strict=True)]
     return Inverted(Walk(state, path), Restored(*map(torch.cat, zip(*pictures, strict=True))), reached)
+
+
+def require_budget(budget: int | None, solver: Solver, grid: Grid, cost: int) -> None:
+    """Refuse a budget that does not suffice for `cost` forwards of every evaluation of one walk.
+
+    Raises:
+        ConfigError: it is too small, or of a solver whose walks cost what they cost.
+    """
+    if budget is None:
+        return
+    if solver.undone_by == "itself":
+        raise ConfigError(f"solver {solver.name} takes what it takes; leave the budget out, or choose another solver")
+    least = solver.evaluations(grid.steps) * cost
+    if budget < least:
+        raise ConfigError(f"budget {budget} is too small for {grid.steps} steps; give {least} or more")
 
 
 def default_inverse(solver: Solver) -> Inverse:

@@ -9,7 +9,7 @@ from ddim_edit.decoding import require_repeatable, require_signal
 from ddim_edit.denoiser import Denoiser
 from ddim_edit.errors import ConfigError
 from ddim_edit.grid import Grid
-from ddim_edit.inverse import Inverse, Inverted, Restored, Task, default_inverse
+from ddim_edit.inverse import Inverse, default_inverse
 from ddim_edit.latents import InversionReport, Latents, PhotoRecord
 from ddim_edit.metrics import advice as health_advice
 from ddim_edit.metrics import compare, latent_health
@@ -18,6 +18,7 @@ from ddim_edit.ode import OnStep
 from ddim_edit.recipe import Recipe
 from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.solvers import Ddim, Solver
+from ddim_edit.task import Inverted, Restored, Task
 
 OVERSHOOT = 2.0  # a decoded picture that was never rounded may leave [-1, 1] by a little; 8-bit values are far beyond
 GOOD_PSNR = 30.0  # dB; below it a difference is easily seen

@@ -35,7 +35,7 @@ class Recipe:
         Raises:
             InversionError, ConfigError: a solver or a budget that the inverse cannot work with.
         """
-        recipe = replace(self, grid=self.inverse.prepared(self.grid))
+        recipe = replace(self, grid=self.inverse.prepared(self.grid, self.solver))
         self.inverse.check(recipe.solver, recipe.grid, self.denoiser.cost)
         return recipe
 

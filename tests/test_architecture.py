@@ -17,7 +17,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
 PATHS = "sphere splines interpolation mixing corrections pacing"
-VERBS = "planning goals inverse recipe latents decoding inversion morphing forecast"
+VERBS = "task inverse recipe latents decoding inversion morphing forecast"
 USES = "images sheets video files batch rendering datasets evaluation"
 EXPERIMENTS = " ".join(
     f"experiments.{name}"
@@ -58,7 +58,8 @@ TABLE = {
     "solvers.ddim": May("errors schedule grid denoiser solvers.base"),
     "solvers.quadrature": May("schedule", "numpy torch"),
     "solvers.fixed_point": May("solvers.base", "torch"),
-    "solvers.implicit": May("schedule grid denoiser solvers.base solvers.fixed_point", "torch"),
+    "solvers.spending": May("grid"),
+    "solvers.implicit": May("schedule grid denoiser solvers.base solvers.fixed_point solvers.spending", "torch"),
     "solvers.runge_kutta": May("schedule grid denoiser solvers.base solvers.ddim solvers.quadrature", "torch"),
     "solvers.multistep": May(
         "schedule grid denoiser solvers.base solvers.ddim solvers.quadrature solvers.runge_kutta", "torch"
@@ -91,13 +92,12 @@ TABLE = {
     "plots": May("files", "numpy torch", "matplotlib"),
     "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
-    "planning": May("errors grid solvers"),
-    "goals": May("errors metrics", "torch"),
-    "inverse": May("errors goals grid denoiser noise solvers ode planning", "torch"),
+    "task": May("errors grid denoiser solvers ode metrics", "torch"),
+    "inverse": May("errors grid noise ode solvers task", "torch"),
     "recipe": May("errors grid denoiser solvers inverse models.base latents"),
     "decoding": May("errors grid denoiser noise solvers solvers.base ode models.base latents recipe", "torch"),
     "inversion": May(
-        "errors schedule grid denoiser solvers ode metrics inverse models.base latents recipe decoding", "torch"
+        "errors schedule grid denoiser solvers ode metrics task inverse models.base latents recipe decoding", "torch"
     ),
     "morphing": May(
         "errors grid ode interpolation corrections pacing models.base latents recipe decoding inversion", "torch"
@@ -105,7 +105,7 @@ TABLE = {
     "forecast": May("interpolation inverse models.base morphing noise recipe solvers.recorder", "torch"),
     # Uses
     "rendering": May("errors files grid ode images models.base latents morphing", "numpy torch PIL", "safetensors"),
-    "batch": May("errors images inverse inversion decoding latents recipe models.base noise ode", "torch"),
+    "batch": May("errors images task inversion decoding latents recipe models.base noise ode", "torch"),
     "datasets": May("errors images batch", "numpy torch"),
     "evaluation": May("errors denoiser models.base noise schedule variational", "torch"),
     # Training: from pure functions to the loop
@@ -174,7 +174,7 @@ TABLE = {
         "click",
         "torch",
     ),
-    "cli.about": May(f"{NUMERICS} {VERBS} {USES} doctor cli.options", "click"),
+    "cli.about": May(f"{NUMERICS} {VERBS} {USES} solvers.spending doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),
     "cli.conduct": May(
         f"{NUMERICS} {VERBS} {USES} experiments {EXPERIMENTS} cli.method cli.options cli.run cli.values",

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from ddim_edit.solvers.base import Solved
-from ddim_edit.solvers.fixed_point import solve
+from ddim_edit.solvers.fixed_point import Enough, Moves, solve
+
+
+def until(tolerance: float = 0.0, limit: int = 80) -> Enough:
+    """The same for every photo."""
+    return lambda row, residual, looks: residual <= tolerance or looks >= limit
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,16 @@ class Linear:
         return (r + self.noise * torch.sin(1e7 * x.flatten(1).double())).view_as(x).to(x)
 
     @property
+    def start(self) -> Tensor:
+        return torch.zeros(len(self.aims), 1, 1, self.aims.shape[1], dtype=torch.float64)
+
+    @property
     def solution(self) -> Tensor:
         return torch.linalg.solve(self.matrices, self.aims)[:, None, None]
 
     def solved(self, tolerance: float = 1e-11, limit: int = 80, relax: float = 1.0) -> tuple[Tensor, Solved]:
-        batch = len(self.aims)
-        return solve(
-            self,
-            torch.zeros(batch, 1, 1, self.aims.shape[1], dtype=torch.float64),
-            tolerance=torch.full((batch,), tolerance, dtype=torch.float64),
-            limit=torch.full((batch,), limit),
-            relax=relax,
-        )
+        x, found, _ = solve(self, self.start, enough=until(tolerance, limit), relax=relax)
+        return x, found
 
 
 def scalar(r: Callable[[float], float], *, limit: int, tolerance: float = 1e-9) -> tuple[list[float], Tensor, Solved]:
@@ -59,12 +62,7 @@ def scalar(r: Callable[[float], float], *, limit: int, tolerance: float = 1e-9) 
         looked.append(x.item())
         return torch.full_like(x, r(x.item()))
 
-    x, found = solve(
-        residual,
-        torch.zeros(1, 1, 1, 1, dtype=torch.float64),
-        tolerance=torch.tensor([tolerance], dtype=torch.float64),
-        limit=torch.tensor([limit]),
-    )
+    x, found, _ = solve(residual, torch.zeros(1, 1, 1, 1, dtype=torch.float64), enough=until(tolerance, limit))
     return looked, x, found
 
 
@@ -91,19 +89,21 @@ class TestLinear:
         torch.testing.assert_close(x, linear.solution, rtol=0, atol=1e-9)
         assert not found.stalled.any()
 
-    def test_the_residual_is_that_of_the_last_look(self):
+    def test_the_residuals_are_those_of_the_first_and_the_last_look(self):
         linear = Linear.with_eigenvalues([0.3, 0.6, 1.0, 1.4])
         for limit in (1, 3):
             _, found = linear.solved(limit=limit)
             assert found.iterations.tolist() == [limit]
         first = linear.aims[0].square().mean().sqrt()
-        assert linear.solved(limit=1)[1].residual[0] == pytest.approx(float(first), rel=1e-12)
+        one, three = (linear.solved(limit=limit)[1] for limit in (1, 3))
+        assert one.residual[0] == one.first[0] == three.first[0] == pytest.approx(float(first), rel=1e-12)
+        assert three.residual[0] < three.first[0]
 
-    def test_every_photo_has_a_tolerance_of_its_own(self):
+    def test_every_photo_may_end_by_a_rule_of_its_own(self):
         linear = Linear.with_eigenvalues([0.3, 0.6, 1.0, 1.4], [0.3, 0.6, 1.0, 1.4])
-        tolerance = torch.tensor([0.3, 1e-10], dtype=torch.float64)
-        _, found = solve(linear, torch.zeros(2, 1, 1, 4).double(), tolerance=tolerance, limit=torch.tensor([50, 50]))
-        assert (found.residual <= tolerance).all()
+        tolerance = [0.3, 1e-10]
+        _, found, _ = solve(linear, linear.start, enough=lambda row, residual, looks: residual <= tolerance[row])
+        assert (found.residual <= torch.tensor(tolerance, dtype=torch.float64)).all()
         assert found.iterations[0] < found.iterations[1]
 
 
@@ -128,25 +128,64 @@ class TestBatch:
 
     def test_limits_are_kept_and_at_least_one_look_is_taken(self):
         linear = Linear.with_eigenvalues(*[[0.3, 0.6, 1.0, 1.4]] * 3)
-        limit = torch.tensor([0, 2, 5])
-        zero = torch.zeros(3, dtype=torch.float64)
-        _, found = solve(linear, torch.zeros(3, 1, 1, 4).double(), tolerance=zero, limit=limit)
+        limits = [0, 2, 5]
+        _, found, _ = solve(linear, linear.start, enough=lambda row, residual, looks: looks >= limits[row])
         assert found.iterations.tolist() == [1, 2, 5]
         assert not found.stalled.any()
 
     def test_the_guess_is_not_changed(self):
         guess = torch.ones(1, 1, 1, 4, dtype=torch.float64)
         linear = Linear.with_eigenvalues([0.3, 0.6, 1.0, 1.4])
-        x, _ = solve(linear, guess, tolerance=torch.zeros(1), limit=torch.tensor([5]))
+        x, *_ = solve(linear, guess, enough=until(limit=5))
         assert guess.eq(1).all()
         assert not x.equal(guess)
 
     def test_float32_stays_float32_and_reaches_its_precision(self):
         linear = Linear.with_eigenvalues([0.3, 0.6, 1.0, 1.4])
-        x, found = solve(linear, torch.zeros(1, 1, 1, 4), tolerance=torch.tensor([1e-6]), limit=torch.tensor([30]))
+        x, found, _ = solve(linear, linear.start.float(), enough=until(1e-6, 30))
         assert x.dtype == torch.float32
         assert found.residual[0] <= 1e-6
         torch.testing.assert_close(x.double(), linear.solution, rtol=0, atol=1e-5)
+
+
+class TestHints:
+    @property
+    def twins(self) -> tuple[Linear, Linear]:
+        """Two searches with one matrix, whose solutions differ."""
+        linear = Linear.with_eigenvalues([0.3, 0.6, 1.0, 1.4])
+        return linear, Linear(linear.matrices, linear.aims.flip(1))
+
+    def test_moves_of_an_equation_that_answers_alike_save_looks(self):
+        one, other = self.twins
+        _, _, moves = solve(one, one.start, enough=until(1e-11), keep=4)
+        assert moves.dx.shape == (1, 4, 1, 1, 4)
+        torch.testing.assert_close(moves.dr.flatten(1), -(one.matrices[0] @ moves.dx.view(4, 4).T).T.reshape(1, 16))
+        plain, helped = (
+            solve(other, other.start, enough=until(limit=3), hints=hints)[1].residual for hints in (None, moves)
+        )
+        assert helped < 0.3 * plain
+
+    def test_what_misleads_only_costs_a_few(self):
+        one, other = self.twins
+        _, _, moves = solve(one, one.start, enough=until(1e-11), keep=4)
+        x, found, _ = solve(other, other.start, enough=until(1e-11), hints=Moves(moves.dx, -moves.dr))
+        torch.testing.assert_close(x, other.solution, rtol=0, atol=1e-9)
+        assert found.iterations[0] <= other.solved()[1].iterations[0] + 5
+
+    def test_no_moves_are_no_hint(self):
+        one, _ = self.twins
+        _, _, none = solve(one, one.start, enough=until(limit=1), keep=2)
+        assert not none.dx.any()
+        x, *_ = solve(one, one.start, enough=until(1e-11), hints=none)
+        assert x.equal(one.solved()[0])
+
+    def test_hints_leave_as_moves_of_its_own_come(self):
+        """Hints of a wrong size keep the search from its full precision unless they are forgotten."""
+        linear = Linear.with_eigenvalues([0.2 + 0.1 * k for k in range(14)])
+        wrong = torch.randn(1, 5, 1, 1, 14, generator=torch.Generator().manual_seed(1)).double()
+        x, found, _ = solve(linear, linear.start, enough=until(1e-10, 200), hints=Moves(wrong, 3 * wrong.flip(1)))
+        assert not found.stalled.any()
+        torch.testing.assert_close(x, linear.solution, rtol=0, atol=1e-8)
 
 
 class TestSafeguards:
@@ -170,6 +209,14 @@ class TestSafeguards:
         assert looked == [0.0]
         assert not torch.isfinite(x).all()
         assert found.iterations.tolist() == [1]
+
+    def test_a_history_that_leads_nowhere_is_dropped_once_before_the_search_ends(self):
+        """The first looks answer at random; from the fifth on the equation is a plain one."""
+        answers = iter([1.0, 0.95, 1.3, 0.97, 1.1])
+        looked, x, found = scalar(lambda x: next(answers, 0.5 - x), limit=30)
+        assert not found.stalled.any()
+        assert x.item() == pytest.approx(0.5)
+        assert len(looked) < 15
 
     @pytest.mark.parametrize("noise", [1e-3, 1e-6])
     def test_a_noise_floor_is_noticed_and_said(self, noise: float):

@@ -13,16 +13,16 @@ from torch import Tensor
 from ddim_edit.decoding import decode
 from ddim_edit.denoiser import Denoiser
 from ddim_edit.errors import ConfigError, InversionError
-from ddim_edit.goals import EIGHT_BIT, Goal
 from ddim_edit.grid import Grid
 from ddim_edit.inverse import INVERSES, Exact, Explicit, Inverse, Refine, default_inverse
 from ddim_edit.inversion import advice, encode
 from ddim_edit.latents import Latents
 from ddim_edit.metrics import changed_8bit, mse
 from ddim_edit.models.base import Labels, Model
-from ddim_edit.planning import contractions, planned
 from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.solvers import SOLVERS, Ddim
+from ddim_edit.solvers.symmetric import Trapezoid
+from ddim_edit.task import EIGHT_BIT, Goal
 
 SOLVED = [name for name, solver in SOLVERS.items() if solver.undone_by == "solving"]
 REFINED = [name for name, solver in SOLVERS.items() if solver.undone_by == "refining"]
@@ -172,24 +172,6 @@ class TestBudgets:
             torch.testing.assert_close(alone.x[0], batch.x[row], rtol=1e-5, atol=1e-6)
             assert alone.photos[0].evaluations == batch.photos[row].evaluations
 
-    @pytest.mark.parametrize("spacing", ["quadratic", "logsnr", "trailing"])
-    @pytest.mark.parametrize("budget", [0, 10, 11, 37, 200])
-    def test_a_plan_spends_it_all_with_one_look_at_each_step_at_least(self, spacing: str, budget: int):
-        grid = Grid.build(LINEAR, 10, spacing)  # pyright: ignore[reportArgumentType]
-        plan = planned(grid, budget)
-        assert len(plan) == grid.steps
-        assert sum(plan) == max(budget, grid.steps)
-        assert min(plan) >= 1
-
-    def test_a_plan_gives_more_to_larger_steps(self):
-        grid = Grid.from_timesteps(LINEAR, [0, 20, 40, 400, 500])
-        plan = planned(grid, 30)
-        rates = contractions(grid)
-        assert rates[0] is None
-        assert plan[3] == max(plan)
-        assert rates[3] == max(rate for rate in rates if rate is not None)
-        assert all(rate is None or 0 < rate < 1 for rate in rates)
-
 
 class TestRefine:
     @pytest.mark.parametrize(("name", "steps"), [("ab2", 40), ("midpoint", 20), ("dpm++2m", 40), ("heun", 20)])
@@ -224,8 +206,8 @@ class TestRefine:
 
     def test_the_grid_is_left_as_it_is(self):
         grid = Grid.build(LINEAR, 5, "trailing")
-        assert Refine().prepared(grid) is grid
-        assert Exact().prepared(grid).steps > grid.steps
+        assert Refine().prepared(grid, Ddim()) is grid
+        assert Exact().prepared(grid, Ddim()).steps > grid.steps
 
 
 class TestExplicit:
@@ -258,6 +240,29 @@ class TestExplicit:
         guess = encode(model, x, grid=20, solver=SOLVERS[name](), inverse=Explicit("target"))
         exact = encode(model, x, grid=20, solver=SOLVERS[name](), inverse=Exact(Goal(1e-6)))
         assert 1e-4 < relative_rms(guess.x, exact.x) < 0.5
+
+    def test_there_is_no_third_guess(self):
+        with pytest.raises(ConfigError, match="eps cannot be guessed at 'middle'; choose source or target"):
+            Explicit("middle")  # pyright: ignore[reportArgumentType]
+
+
+class TestSolversThatUndoThemselves:
+    @pytest.mark.parametrize("name", ["leapfrog", "lattice", "trapezoid"])
+    def test_a_goal_is_looked_at_and_costs_nothing_extra(self, name: str):
+        model, solver = mixture_model().micro_batched(4), SOLVERS[name]()
+        asked = encode(model, eight_bit(2), grid=20, solver=solver, check=False)
+        assert [photo.inversion and photo.inversion.reached for photo in asked.photos] == [True, True]
+        plain = encode(model, eight_bit(2), grid=20, solver=solver, inverse=Explicit(), check=False)
+        assert [photo.evaluations for photo in asked.photos] == [photo.evaluations for photo in plain.photos]
+
+    def test_one_that_misses_it_says_so(self):
+        latents = encode(mixture_model(), photos(2), grid=10, solver=Trapezoid(0.05), inverse=Exact(Goal(1e-6)))
+        assert [photo.inversion and photo.inversion.reached for photo in latents.photos] == [False, False]
+
+    def test_pairs_keep_large_steps_that_others_split(self):
+        grid = Grid.build(LINEAR, 5, "trailing")
+        assert Exact().prepared(grid, SOLVERS["leapfrog"]()) is grid
+        assert Exact().prepared(grid, SOLVERS["trapezoid"]()).steps > grid.steps
 
 
 class TestRefused:

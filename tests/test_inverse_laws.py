@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ddim_edit.decoding import decode
 from ddim_edit.denoiser import Condition, Denoiser, NetworkDenoiser, Prediction, PredictionType
-from ddim_edit.goals import Goal
 from ddim_edit.grid import Grid
 from ddim_edit.inverse import Exact, Explicit
 from ddim_edit.inversion import encode
@@ -19,6 +18,7 @@ from ddim_edit.latents import Latents
 from ddim_edit.ode import integrate
 from ddim_edit.schedule import SPACINGS, Level, NoiseSchedule, Spacing
 from ddim_edit.solvers import SOLVERS, Ddim, Implicit, Solver, State
+from ddim_edit.task import Goal
 
 SOLVED = [name for name, solver in SOLVERS.items() if solver.undone_by == "solving"]
 PAIRS = [name for name, solver in SOLVERS.items() if solver.pair]
@@ -112,16 +112,25 @@ class TestSolvedSteps:
         assert max(float(step.residual.max()) for step in single.solved) < 1e-5
 
     @every_solved
-    def test_a_plan_is_kept_photo_by_photo_and_what_is_left_is_handed_on(self, mixture: Mixture, name: str):
+    def test_a_budget_is_kept_photo_by_photo_and_spent_where_it_helps(self, mixture: Mixture, name: str):
+        grid, x = Grid.build(LINEAR, 5, "quadratic"), mixture.photos(3)
+        budget = torch.tensor([0, 9, 20])
+        never = Implicit(SOLVERS[name](), torch.zeros(1).double(), budget)
+        looks = torch.stack(
+            [s.iterations for s in integrate(mixture, never, grid, State.start(x), toward="noise").solved]
+        )
+        assert looks.sum(0).tolist() == [5, 9, 20]
+        assert looks.min() >= 1
+        soon = Implicit(SOLVERS[name](), torch.tensor([0.1]).double(), torch.full((3,), 20))
+        found = integrate(mixture, soon, grid, State.start(x), toward="noise").solved
+        assert torch.stack([step.iterations for step in found]).sum(0).max() < 20
+
+    @every_solved
+    def test_a_limit_is_that_of_one_step(self, mixture: Mixture, name: str):
         grid, x = Grid.build(LINEAR, 5, "quadratic"), mixture.photos(2)
-        plan = torch.tensor([[1, 2, 1, 3, 1], [4, 4, 4, 4, 4]])
-        never = Implicit(SOLVERS[name](), torch.zeros(1).double(), plan)
-        state = integrate(mixture, never, grid, State.start(x), toward="noise")
-        assert torch.stack([step.iterations for step in state.solved], 1).equal(plan)
-        soon = Implicit(SOLVERS[name](), torch.tensor([1e-3]).double(), plan)
-        state = integrate(mixture, soon, grid, State.start(x), toward="noise")
-        spent = torch.stack([step.iterations for step in state.solved], 1).cumsum(1)
-        assert (spent <= plan.cumsum(1)).all()
+        thrice = Implicit(SOLVERS[name](), torch.zeros(1).double(), limit=3)
+        state = integrate(mixture, thrice, grid, State.start(x), toward="noise")
+        assert all(step.iterations.eq(3).all() for step in state.solved)
 
 
 class TestExactEncode:

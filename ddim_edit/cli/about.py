@@ -41,7 +41,7 @@ def info(subject: str | None, choice: options.ModelChoice, grid: options.GridCho
 
 
 def _model_facts(model: "Model", grid: "Grid") -> dict[str, object]:
-    from ddim_edit.planning import contractions
+    from ddim_edit.solvers.spending import contractions
 
     labels = model.labels
     return {
@@ -65,7 +65,7 @@ def _model_facts(model: "Model", grid: "Grid") -> dict[str, object]:
 
 def _invertibility(grid: "Grid") -> str:
     """What an exact encode would make of this grid."""
-    from ddim_edit.planning import contractions
+    from ddim_edit.solvers.spending import contractions
 
     refined = grid.refined()
     if refined.steps > grid.steps:

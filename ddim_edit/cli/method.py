@@ -81,8 +81,8 @@ class Method:
         return recipe
 
     def _inverse(self, solver: "Solver") -> "Inverse":
-        from ddim_edit.goals import EIGHT_BIT, Goal
         from ddim_edit.inverse import Exact, Explicit, Recorded, Refine, default_inverse
+        from ddim_edit.task import EIGHT_BIT, Goal
 
         goal = EIGHT_BIT if self.target else Goal(self.tolerance) if self.tolerance is not None else None
         goal = Goal.of_psnr(self.target_psnr) if self.target_psnr is not None else goal

@@ -26,11 +26,13 @@ class Solved(NamedTuple):
         residual: (B,) float64, RMS of what is left of the equation, in units of the photo ([-1, 1]).
         iterations: (B,) int64, how often the step was tried.
         stalled: (B,) bool, stopped because it no longer improved: the noise floor of the network's precision.
+        first: (B,) float64, as residual, of the first try.
     """
 
     residual: Tensor
     iterations: Tensor
     stalled: Tensor
+    first: Tensor
 
 
 @dataclass(frozen=True)

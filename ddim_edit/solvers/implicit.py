@@ -17,9 +17,12 @@ from ddim_edit.denoiser import Denoiser, Prediction, select_rows
 from ddim_edit.grid import Grid
 from ddim_edit.schedule import Level
 from ddim_edit.solvers.base import Solver, State, UndoneBy
-from ddim_edit.solvers.fixed_point import solve
+from ddim_edit.solvers.fixed_point import Enough, Moves, solve
+from ddim_edit.solvers.spending import outlooks, scale_of, worth_another_look
 
-ITERATIONS = 60  # in one step, where no plan says fewer
+ITERATIONS = 60  # in one step, where no budget says fewer
+KEPT_MOVES = 2  # of a step's search, for the next step's
+AHEAD = 0.75  # how much of the change of the predicted photo is expected to go on in the next step
 
 
 @dataclass(frozen=True)
@@ -29,14 +32,17 @@ class Implicit(Solver):
     Args:
         inner: a one-step solver without randomness.
         tolerance: (B,) or (1,) float64: RMS of a step's residual in units of the photo, at which it is solved.
-        plan: (B, steps) or (1, steps) int64: iterations of each step, the cleanest first; what a photo does not need,
-            its later steps may use. None: as many as it takes, within `ITERATIONS`.
-        warm: start from where the predictions so far lead (the step of DPM-Solver++ 2M) instead of from y.
+        budget: (B,) or (1,) int64: looks at the network on the whole walk; one at each step, and more where they
+            help most. None: as many as it takes.
+        limit: looks at one step, at most.
+        warm: start from where the predictions so far lead (the step of DPM-Solver++ 2M) instead of from y, and with
+            what the network answered to the last moves of the step before.
     """
 
     inner: Solver
     tolerance: Tensor
-    plan: Tensor | None = None
+    budget: Tensor | None = None
+    limit: int = ITERATIONS
     warm: bool = True
     name: ClassVar[str] = "implicit"
     order: ClassVar[int] = 1
@@ -64,33 +70,68 @@ class Implicit(Solver):
             return gain * (y[rows] - landed.x)
 
         unit = gain * here.signal  # of r, for an error of 1 in the photo
-        x, found = solve(
+        x, found, moves = solve(
             residual,
             self._guess(grid, i, state),
-            tolerance=self.tolerance.expand(len(y)) * unit,
-            limit=self._limit(i, state),
+            enough=self._enough(grid, i, state, unit),
             relax=_relaxation(here, there) if self.warm else 1.0,
+            hints=_hints(here, there, state) if self.warm else None,
+            keep=KEPT_MOVES,
         )
-        found = found._replace(residual=found.residual / unit)
+        found = found._replace(residual=found.residual / unit, first=found.first / unit)
         prediction = _implied(here, there, y, x)
-        state = state.moved(x, found.iterations * cost, (prediction.x0, *state.memory[:1]))
+        before = state.memory[0] if state.memory else prediction.x0
+        memory = (prediction.x0, before, moves.dx, (moves.dr + moves.dx) / _fixed_share(here, there))
+        state = state.moved(x, found.iterations * cost, memory)
         return replace(state, solved=(*state.solved, found)), prediction
 
-    def _limit(self, i: int, state: State) -> Tensor:
-        if self.plan is None:
-            return torch.full((len(state.x),), ITERATIONS)
+    def _enough(self, grid: Grid, i: int, state: State, unit: float) -> Enough:
+        """When the step to grid[i] is solved well enough, photo by photo."""
+        tolerance = (self.tolerance * unit).expand(len(state.x)).tolist()
+        steps = outlooks(grid)
         spent = sum((found.iterations for found in state.solved), torch.zeros(len(state.x), dtype=torch.int64))
-        return self.plan[:, :i].sum(1) - spent
+        left = None if self.budget is None else (self.budget - spent).tolist()
+        firsts = [[float(found.first[row]) for found in state.solved] for row in range(len(state.x))]
+
+        def enough(row: int, residual: float, looks: int) -> bool:
+            if residual <= tolerance[row] or looks >= self.limit:
+                return True
+            if left is None:
+                return False
+            if looks == 1:
+                firsts[row].append(residual / unit)
+            scale = scale_of(firsts[row], steps)
+            return not worth_another_look(steps, i - 1, residual / unit, scale, left[row] - looks)
+
+        return enough
 
     def _guess(self, grid: Grid, i: int, state: State) -> Tensor:
         """Where the predicted photo, extrapolated in log SNR, leads; y itself where nothing was predicted yet."""
         here, there, y = grid[i - 1], grid[i], state.x
         if not (self.warm and state.memory):
             return y
-        x0, *before = state.memory
-        if before and there.signal:
-            x0 = x0 + (x0 - before[0]) * (here.log_snr - there.log_snr) / (grid[i - 2].log_snr - here.log_snr)
+        x0, before, *_ = state.memory
+        if i > 2 and there.signal:
+            ratio = (here.log_snr - there.log_snr) / (grid[i - 2].log_snr - here.log_snr)
+            x0 = x0 + AHEAD * ratio * (x0 - before)
         return there.signal * x0 + there.noise / here.noise * (y - here.signal * x0)
+
+
+def _hints(here: Level, there: Level, state: State) -> Moves | None:
+    """How r answers moves at `there`, from how it did in the step before.
+
+    r(x + dx) - r(x) = -dx + (1 - exp(-h)) e, where e is what the network takes for noise of dx, scaled by the level's
+    noise; e changes little from level to level, and h is known.
+    """
+    if not state.memory:
+        return None
+    *_, dx, taken = state.memory
+    return Moves(dx, _fixed_share(here, there) * taken - dx)
+
+
+def _fixed_share(here: Level, there: Level) -> float:
+    """1 - exp(-h), h being the step in log SNR: the share of the noise in x that the step removes."""
+    return 1 - here.noise * there.signal / (here.signal * there.noise)
 
 
 def _gain(here: Level, there: Level) -> float:

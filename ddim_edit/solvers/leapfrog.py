@@ -43,8 +43,7 @@ class Leapfrog(Solver):
         """From (x_(i-1), x_(i-2)) to (x_i, x_(i-1)); the first x_1 is the one from which DDIM decodes to the photo."""
         x = self.rounded(state.x)
         if not state.memory:
-            plan = torch.tensor([[0] * (i - 1) + [FIRST_STEP]])
-            first = Implicit(Ddim(), torch.zeros(1, dtype=torch.float64), plan)
+            first = Implicit(Ddim(), torch.zeros(1, dtype=torch.float64), limit=FIRST_STEP)
             moved, prediction = first.toward_noise(denoise, grid, i, replace(state, x=x, solved=()))
             return replace(moved, x=self.rounded(moved.x), memory=(x,), solved=()), prediction
         prediction = denoise(x, grid[i - 1])

@@ -66,8 +66,7 @@ class Recorder(Solver):
     @classmethod
     def of(cls, inner: Ddim, x0: Tensor, denoise: Denoiser, grid: Grid) -> "tuple[Recorder, Tensor]":
         """The recorder of these photos, with x1 solved for, and the evaluations (B,) that this took."""
-        plan = torch.tensor([[FIRST_STEP]])
-        solver = Implicit(Ddim(), torch.zeros(1, dtype=torch.float64), plan)
+        solver = Implicit(Ddim(), torch.zeros(1, dtype=torch.float64), limit=FIRST_STEP)
         first, _ = solver.toward_noise(denoise, grid, 1, State.start(x0))
         return cls(inner, x0, first.x), first.evaluations
 

@@ -56,12 +56,10 @@ class Trapezoid(_Symmetric):
             eps = select_rows(denoise, rows)(x, there).eps
             return advance(state.x[rows], here, there, [(here, prediction.eps[rows]), (there, eps)]) - x
 
-        batch = len(state.x)
-        x, found = solve(
+        x, found, _ = solve(
             residual,
             advance(state.x, here, there, [(here, prediction.eps)]),
-            tolerance=torch.full((batch,), self.tolerance * there.signal, dtype=torch.float64),
-            limit=torch.full((batch,), ITERATIONS),
+            enough=lambda row, rms, looks: rms <= self.tolerance * there.signal or looks >= ITERATIONS,
         )
         return state.moved(x, (found.iterations + 1) * denoise.cost), prediction
 
