@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ddim_edit.interpolation import slerp as slerp
     from ddim_edit.inverse import Exact as Exact
     from ddim_edit.inverse import Explicit as Explicit
+    from ddim_edit.inverse import Recorded as Recorded
     from ddim_edit.inverse import Refine as Refine
     from ddim_edit.inversion import advice as advice
     from ddim_edit.inversion import encode as encode
@@ -77,7 +78,7 @@ _HOMES = {
     "grid": ("Grid",),
     "images": ("find_photos", "read_image", "write_image"),
     "interpolation": ("along", "lerp", "slerp"),
-    "inverse": ("Exact", "Explicit", "Refine"),
+    "inverse": ("Exact", "Explicit", "Recorded", "Refine"),
     "inversion": ("advice", "encode"),
     "latents": ("Latents",),
     "metrics": ("compare", "latent_health"),

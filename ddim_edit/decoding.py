@@ -48,6 +48,24 @@ def decode(
         LatentsError: another model's latents, or settings that this version cannot restore.
         NumericsError: values that are not finite.
     """
+    recipe, state = prepared(model, latents, grid=grid, solver=solver, denoiser=denoiser, noise=noise, force=force)
+    return _to_pixels(model, recipe, state, on_step)
+
+
+def prepared(
+    model: Model,
+    latents: Latents,
+    *,
+    grid: Grid | int | str | None = None,
+    solver: Solver | None = None,
+    denoiser: Denoiser | None = None,
+    noise: StepNoise | None = None,
+    force: bool = False,
+) -> tuple[Recipe, State]:
+    """How latents will be decoded, and from where: what `decode` refuses is refused here, before any work.
+
+    Arguments and errors are those of `decode`.
+    """
     if not force:
         latents.require_same(model.space, of=f"model {model.name}")
     recipe = Recipe.of(latents, model, grid=grid, solver=solver, denoiser=denoiser)
@@ -57,7 +75,8 @@ def decode(
     if noise is None and latents.noises is not None:
         noise = _own_noise(latents.noises, recipe)
     state = State.start(latents.x.to(model.device), noise, memory)
-    return _to_pixels(model, recipe, state, on_step)
+    _require_start(model, recipe, state)
+    return recipe, state
 
 
 def sample(
@@ -93,7 +112,9 @@ def sample(
         x = gaussian(start, model.shape)
         noise = noise or SeededNoise(tuple(start))
     recipe = Recipe(Grid.of(model.schedule, grid), solver, denoiser or model.denoiser())
-    return _to_pixels(model, recipe, State.start(x.to(model.device), noise), on_step)
+    state = State.start(x.to(model.device), noise)
+    _require_start(model, recipe, state)
+    return _to_pixels(model, recipe, state, on_step)
 
 
 def seed_latents(
@@ -179,12 +200,15 @@ def _own_noise(noises: Tensor, recipe: Recipe) -> StepNoise:
     return GivenNoise(noises)
 
 
-def _to_pixels(model: Model, recipe: Recipe, state: State, on_step: OnStep | None) -> Tensor:
+def _require_start(model: Model, recipe: Recipe, state: State) -> None:
     if state.x.shape[1:] != torch.Size(model.shape):
         raise ConfigError(f"x_T is {tuple(state.x.shape[1:])}, but the model takes {model.shape}; give matching noise")
     if state.x.dtype not in (torch.float32, torch.float64):  # rounding to half precision adds up over the steps
         raise ConfigError(f"x_T is {state.x.dtype}; give float32 or float64, whatever the precision of the network")
     require_signal(model, recipe.grid)
+
+
+def _to_pixels(model: Model, recipe: Recipe, state: State, on_step: OnStep | None) -> Tensor:
     with torch.no_grad():
         x = integrate(recipe.denoiser, recipe.solver, recipe.grid, state, toward="clean", on_step=on_step).x
         return model.codec.decode(x).cpu()

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ddim_edit.errors import ConfigError, InversionError
 from ddim_edit.grid import Grid
-from ddim_edit.solvers import Implicit, Solver, State
+from ddim_edit.noise import GivenNoise, SeededNoise, gaussian
+from ddim_edit.ode import walk
+from ddim_edit.solvers import Ddim, Implicit, Recorder, Solver, State
 from ddim_edit.task import EIGHT_BIT, Goal, Inverted, Restored, Task, Walk
 
 ATTEMPTS = 8  # at most, for the photos that have not come back yet
@@ -50,7 +52,10 @@ class Inverse(ABC):
             ConfigError: another solver or a budget that will not do; the message says what to use instead.
         """
         if not solver.deterministic:
-            raise InversionError(f"{solver.settings} is random, so nothing can be encoded with it; encode with eta = 0")
+            raise InversionError(
+                f"{solver.settings} is random, so nothing can be encoded with it; encode with eta = 0, "
+                "or use the inverse recorded"
+            )
 
     def prepared(self, grid: Grid, solver: Solver) -> Grid:
         """The grid to walk instead of this one."""
@@ -162,6 +167,38 @@ def _looked_at(task: Task, walk: Walk, goal: Goal | None) -> Inverted:
     return Inverted(walk, restored, goal.measured(task.pixels, restored.pixels)[1])
 
 
+@dataclass(frozen=True)
+class Recorded(Inverse):
+    """The inverse of a random solver: the noise is kept that leads back to the photo; see `solvers.Recorder`.
+
+    Args:
+        seed: of what is drawn; the same for every photo, so that a code does not depend on its company.
+    """
+
+    seed: int = 0
+    name: ClassVar[str] = "recorded"
+
+    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
+        """There must be noise to record."""
+        if solver.deterministic:
+            raise ConfigError(f"{solver.settings} adds no noise that could be recorded; use --inverse exact, or an eta")
+
+    def run(self, task: Task) -> Inverted:
+        """One walk toward clean, from where the photo is drowned in noise."""
+        grid, seeds = task.grid, (self.seed,) * len(task.x0)
+        recorder, cost = Recorder.of(cast(Ddim, task.solver), task.x0, task.denoise, grid)
+        end = start = recorder.start(grid, gaussian(seeds, tuple(task.x0.shape[1:])), SeededNoise(seeds))
+        versions = [start.x]
+        for step in walk(task.denoise, recorder, grid, start, toward="clean", on_step=task.on_step):
+            end = step.state
+            versions.insert(0, end.x)
+        noises = torch.stack(end.memory)
+        state = replace(start, evaluations=end.evaluations + cost, noise=GivenNoise(noises))
+        every = task.keep_every
+        path = [(grid[i].t, versions[i].cpu()) for i in range(every, grid.steps + 1, every)] if every else []
+        return Inverted(Walk(state, path, noises.cpu()))
+
+
 class _Attempts(Protocol):
     def walk(self, rows: Tensor, left: Tensor | None) -> Walk: ...
 
@@ -254,7 +291,9 @@ def require_budget(budget: int | None, solver: Solver, grid: Grid, cost: int) ->
 
 def default_inverse(solver: Solver) -> Inverse:
     """The inverse that brings photos back for this solver: exact where it can be."""
+    if not solver.deterministic:
+        return Recorded()
     return Refine() if solver.undone_by == "refining" else Exact()
 
 
-INVERSES: dict[str, type[Inverse]] = {kind.name: kind for kind in (Explicit, Exact, Refine)}
+INVERSES: dict[str, type[Inverse]] = {kind.name: kind for kind in (Explicit, Exact, Refine, Recorded)}

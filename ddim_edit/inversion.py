@@ -44,16 +44,17 @@ def encode(  # noqa: PLR0913
 ) -> Latents:
     """Encode photos into latents, and decode them once more to see how well they come back.
 
-    By default every step of plain DDIM is solved, until each 8-bit value of the photo comes back from x_T.
+    By default every step of plain DDIM is solved, until each 8-bit value of the photo comes back from x_T. At eta > 0
+    the noise of every step is recorded, and the latents carry it.
 
     Args:
         model: any model.
         pixels: (B, 3, H, W) float32 or float64 in [-1, 1], at the model's size; see `images.read_image`.
         grid: the levels, a number of steps in quadratic spacing, or a respacing text. `grid.until(t)` encodes part of
             the way.
-        solver: the decoder that is undone; must be deterministic.
-        inverse: how: `Exact`, `Explicit` or `Refine` with a goal and a budget. None: the one that is exact for this
-            solver, with every 8-bit value as its goal.
+        solver: the decoder that is undone. Of a random one (eta > 0) the noise of every step is recorded.
+        inverse: how: `Exact`, `Explicit` or `Refine` with a goal and a budget, or `Recorded` at eta > 0. None: the one
+            that brings photos back for this solver, with every 8-bit value as its goal.
         denoiser: condition and guidance; see `Model.denoiser`.
         trajectory_every: keep every so many intermediate x_t in the latents; 0 keeps none.
         check: decode the latents and record the quality per photo, where the inverse has not done so already.
@@ -64,7 +65,7 @@ def encode(  # noqa: PLR0913
 
     Raises:
         ConfigError: pixels of the wrong shape, range or precision, or settings that cannot work.
-        InversionError: a random solver.
+        InversionError: a random solver with an inverse that records no noise.
         NumericsError: values that are not finite.
     """
     levels = default_grid(model.schedule, grid) if isinstance(grid, int) else Grid.of(model.schedule, grid)
@@ -110,7 +111,7 @@ def round_trip(
 
 
 def _latents(model: Model, recipe: Recipe, found: Inverted) -> Latents:
-    state, path = found.walk
+    state, path, noises = found.walk
     records = [PhotoRecord(evaluations=int(count)) for count in state.evaluations]
     if state.solved or found.reached is not None:
         records = [replace(record, inversion=_report(found, row)) for row, record in enumerate(records)]
@@ -123,6 +124,7 @@ def _latents(model: Model, recipe: Recipe, found: Inverted) -> Latents:
         memory=tuple(value.cpu() for value in state.memory) if recipe.solver.pair else (),
         trajectory=torch.stack([x for _, x in path]) if path else None,
         trajectory_t=tuple(t for t, _ in path),
+        noises=noises,
     )
 
 

@@ -9,7 +9,7 @@ byte. Only tensors are ever read; nothing is unpickled.
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, cast
@@ -169,6 +169,11 @@ class Latents:
             trajectory=None if self.trajectory is None else self.trajectory[:, index],
             noises=None if self.noises is None else self.noises[:, index],
         )
+
+    def moved(self, x: Tensor, move: Callable[[Tensor], Tensor]) -> "Latents":
+        """New latents between these: x, and memory and step noises (N, C, h, w) moved alike; nothing else is known."""
+        noises = None if self.noises is None else torch.stack([move(step) for step in self.noises])
+        return Latents(x, self.level, self.space, self.how, memory=tuple(map(move, self.memory)), noises=noises)
 
     @classmethod
     def join(cls, parts: Sequence["Latents"]) -> "Latents":

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddim_edit.corrections import Correction, corrected
-from ddim_edit.decoding import decode
+from ddim_edit.decoding import decode, prepared
 from ddim_edit.errors import ConfigError
 from ddim_edit.grid import Grid
 from ddim_edit.interpolation import How, along, segments
@@ -33,7 +33,6 @@ from ddim_edit.pacing import (
     measure_pace,
     paced_positions,
 )
-from ddim_edit.recipe import Recipe
 
 Metric = Literal["none", "l2", "ssim", "unet"]
 Endpoints = Literal["decoded", "paste", "exact"]
@@ -109,10 +108,16 @@ class Motion:
             even_pace(segments(keys, closed=self.closed)), self.rows(frames), closed=self.closed, ease=self.ease
         )
 
-    def looks(self, keys: int) -> int:
-        """How many pictures a plan decodes, where no `max_step` decides."""
-        met = keys if self.endpoints == "exact" else 0
-        return met + (0 if self.pace == "none" else segments(keys, closed=self.closed) * (self.pilot - 1) + 1)
+    def met(self, keys: int) -> int:
+        """How many keys a plan decodes to compare them with their photos."""
+        return keys if self.endpoints == "exact" else 0
+
+    def pilots(self, keys: int) -> int:
+        """How many pictures a plan decodes to find the pace; more where `max_step` asks for them."""
+        if self.pace == "none":
+            return 0
+        parts = segments(keys, closed=self.closed)
+        return parts * (self.pilot - 1) + 1 if self.max_step is None else 2 * parts
 
     def rows(self, frames: int) -> int:
         """How many different pictures a clip of so many frames shows."""
@@ -176,14 +181,7 @@ class Morph:
 
     def between(self, u: Tensor) -> Latents:
         """The latents at positions (F,) on the path, with step noises or a solver's memory if the keys have any."""
-        keys, noises = self.latents, None
-        if keys.noises is not None:
-            noises = torch.stack([self._along(step, u) for step in keys.noises])
-        memory = tuple(self._along(value, u) for value in keys.memory)  # the other half of a pair goes the same way
-        return Latents(self.x(u), keys.level, keys.space, keys.how, memory=memory, noises=noises)
-
-    def _along(self, keys: Tensor, u: Tensor) -> Tensor:
-        return along(keys, u, self.path, closed=self.motion.closed)
+        return self.latents.moved(self.x(u), lambda keys: along(keys, u, self.path, closed=self.motion.closed))
 
     def frames(
         self, model: Model, rows: Sequence[int] | None = None, *, batch_size: int = 8, on_step: OnStep | None = None
@@ -244,16 +242,15 @@ def plan_morph(
         ConfigError: fewer than two photos, too few frames, endpoints without photos; and the errors of `decode`.
     """
     motion.check(len(latents), frames)
-    recipe = Recipe.of(latents, model, grid=grid)
-    plan = Morph(
-        with_health(latents), motion, torch.zeros(0), recipe.grid, cost=recipe.grid.steps * recipe.denoiser.cost
-    )
+    recipe, _ = prepared(model, latents, grid=grid)
+    distance = distance_of(motion.pace, model)
+    plan = Morph(with_health(latents), motion, torch.zeros(0), recipe.grid, cost=recipe.cost)
     if motion.endpoints != "decoded":
         plan = _with_photos(plan, model, photos, batch_size, on_step)
     # A pasted photo pops out of the clip: pacing by it would slow the clip down around a jump that stays.
     shown = plan if motion.endpoints == "exact" else replace(plan, photos=None)
     scout = _Scout(model, shown, batch_size, on_step)
-    positions = _positions(scout.look, _distance(motion.pace, model), len(latents), frames, motion)
+    positions = _positions(scout.look, distance, len(latents), frames, motion)
     return replace(plan, positions=positions, looked=plan.looked + scout.looked)
 
 
@@ -315,7 +312,8 @@ def _with_photos(plan: Morph, model: Model, photos: Tensor | None, batch_size: i
     return replace(plan, latents=latents, photos=photos, residuals=photos - restored, looked=len(photos))
 
 
-def _distance(pace: Metric | Distance, model: Model) -> Distance | None:
+def distance_of(pace: Metric | Distance, model: Model) -> Distance | None:
+    """How far apart two pictures are; ConfigError where the model cannot tell."""
     if callable(pace):
         return pace
     if pace == "unet":

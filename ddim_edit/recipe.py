@@ -24,6 +24,11 @@ class Recipe:
     denoiser: Denoiser
     inverse: Inverse = Exact()
 
+    @property
+    def cost(self) -> int:
+        """Network forwards of decoding one picture; more where the solver iterates, and no more where it does not."""
+        return self.solver.evaluations(self.grid.steps) * self.denoiser.cost
+
     def prepared(self) -> "Recipe":
         """The recipe that will be followed: on the grid that its inverse wants, if it can be followed at all.
 

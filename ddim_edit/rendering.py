@@ -84,6 +84,10 @@ class Checkpoint:
         batches = (range(start, min(start + batch_size, count)) for start in range(0, count, batch_size))
         return [rows for rows in batches if not all(self._path(row).exists() for row in rows)]
 
+    def left(self, plan: Morph, batch_size: int) -> int:
+        """How many pictures have to be decoded."""
+        return sum(len(rows) for rows in self.missing(plan, batch_size))
+
     def render(self, plan: Morph, model: Model, *, batch_size: int = 8, on_step: OnStep | None = None) -> None:
         """Decode and write the pictures that are missing."""
         for rows in self.missing(plan, batch_size):

@@ -48,10 +48,11 @@ EIGHT_BIT = Goal(EVERY_BYTE_RMS, every_byte=True)
 
 
 class Walk(NamedTuple):
-    """Photos that were walked to noise, and what is kept of the way: timestep and x, for every so many levels."""
+    """Photos at the noisy end; timestep and x of every so many levels on the way; step noises, if recorded."""
 
     state: State
     path: list[tuple[float, Tensor]]
+    noises: Tensor | None = None
 
 
 class Restored(NamedTuple):
@@ -103,7 +104,7 @@ class Task:
 
     def and_back(self, rows: Tensor, state: State) -> State:
         """Decode these rows from where they were walked to."""
-        start = State.start(state.x, memory=state.memory if self.solver.pair else ())
+        start = State.start(state.x, state.noise, state.memory if self.solver.pair else ())
         denoise = select_rows(self.denoise, rows)
         return integrate(denoise, self.solver, self.grid, start, toward="clean", on_step=self.on_step)
 

@@ -17,7 +17,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
 PATHS = "sphere splines interpolation mixing corrections pacing"
-VERBS = "task inverse recipe latents decoding inversion morphing"
+VERBS = "task inverse recipe latents decoding inversion morphing forecast"
 USES = "images sheets video files batch rendering datasets evaluation"
 EXPERIMENTS = " ".join(
     f"experiments.{name}"
@@ -64,6 +64,7 @@ TABLE = {
     "solvers.multistep": May(
         "schedule grid denoiser solvers.base solvers.ddim solvers.quadrature solvers.runge_kutta", "torch"
     ),
+    "solvers.recorder": May("schedule grid denoiser solvers.base solvers.ddim solvers.implicit", "torch"),
     "solvers.leapfrog": May("grid denoiser solvers.base solvers.ddim solvers.implicit", "torch"),
     "solvers.symmetric": May(
         "errors schedule grid denoiser solvers.base solvers.ddim solvers.fixed_point solvers.implicit "
@@ -72,7 +73,8 @@ TABLE = {
         "scipy",
     ),
     "solvers": May(
-        "solvers.base solvers.ddim solvers.implicit solvers.leapfrog solvers.multistep solvers.runge_kutta "
+        "solvers.base solvers.ddim solvers.implicit solvers.leapfrog solvers.multistep solvers.recorder "
+        "solvers.runge_kutta "
         "solvers.symmetric"
     ),
     "ode": May("errors schedule grid denoiser solvers.base", "torch"),
@@ -91,7 +93,7 @@ TABLE = {
     "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
     "task": May("errors grid denoiser solvers ode metrics", "torch"),
-    "inverse": May("errors grid solvers task", "torch"),
+    "inverse": May("errors grid noise ode solvers task", "torch"),
     "recipe": May("errors grid denoiser solvers inverse models.base latents"),
     "decoding": May("errors grid denoiser noise solvers solvers.base ode models.base latents recipe", "torch"),
     "inversion": May(
@@ -100,6 +102,7 @@ TABLE = {
     "morphing": May(
         "errors grid ode interpolation corrections pacing models.base latents recipe decoding inversion", "torch"
     ),
+    "forecast": May("interpolation inverse models.base morphing noise recipe solvers.recorder", "torch"),
     # Uses
     "rendering": May("errors files grid ode images models.base latents morphing", "numpy torch PIL", "safetensors"),
     "batch": May("errors images task inversion decoding latents recipe models.base noise ode", "torch"),
@@ -163,8 +166,13 @@ TABLE = {
         "errors datasets training training.config training.loop cli.options cli.run cli.values", "click", "torch tqdm"
     ),
     "cli.film": May(f"{PATHS} {VERBS} {USES} cli.options cli.run", "click", "torch"),
+    "cli.keys": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.values", "click", "torch"),
+    "cli.corners": May(f"{PATHS} {VERBS} {USES} cli.keys cli.options cli.run", "click", "torch"),
+    "cli.costs": May("forecast interpolation models.base morphing recipe", "click"),
     "cli.interpolate": May(
-        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.film cli.method cli.options cli.run cli.values", "click", "torch"
+        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.costs cli.film cli.keys cli.options cli.run cli.values",
+        "click",
+        "torch",
     ),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} solvers.spending doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),
@@ -177,7 +185,8 @@ TABLE = {
         f"{NUMERICS} experiments {EXPERIMENTS} cli.conduct cli.interpolate cli.method cli.options cli.values", "click"
     ),
     "cli": May(
-        "errors cli.about cli.demo cli.evaluation cli.experiment cli.interpolate cli.photos cli.pictures cli.training",
+        "errors cli.about cli.corners cli.demo cli.evaluation cli.experiment cli.interpolate cli.photos cli.pictures "
+        "cli.training",
         "click",
     ),
     "__main__": May("cli"),

@@ -293,7 +293,11 @@ CASES = {
         2,
         "needs the photos themselves",
     ),
-    "eta of photos": Case(f"{MORPH} --eta 0.5 --model nonesuch", 2, "Photos are encoded at eta 0; give --seeds"),
+    "eta of latents": Case(
+        "interpolate {model_latents} {model_latents} --eta 0.5 -o {out}/m.webp --model nonesuch",
+        2,
+        "Latents keep the grid",
+    ),
     "photos and seeds": Case(f"{MORPH} --seeds 0-3 --model nonesuch", 2, "or --seeds instead of them"),
     "neither photos nor seeds": Case("interpolate -o {out}/m.webp --model nonesuch", 2, "or --seeds instead of them"),
     "format of another suffix": Case(f"{MORPH} --format gif --model nonesuch", 2, "do not agree"),

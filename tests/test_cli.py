@@ -21,6 +21,7 @@ from ddim_edit import models
 from ddim_edit.cli import cli as command_line
 from ddim_edit.cli import main as command_line_main
 from ddim_edit.cli import method, options
+from ddim_edit.cli.corners import MIXES
 from ddim_edit.cli.interpolate import CORRECTIONS, ENDPOINTS, OVERS, PACES, PATHS
 from ddim_edit.cli.interpolate import EASES as EASE_NAMES
 from ddim_edit.corrections import Correction
@@ -30,6 +31,7 @@ from ddim_edit.images import FITS, find_photos, read_image, read_metadata, to_ui
 from ddim_edit.interpolation import How
 from ddim_edit.inverse import INVERSES
 from ddim_edit.latents import Latents
+from ddim_edit.mixing import GridHow
 from ddim_edit.models import load_model
 from ddim_edit.morphing import Endpoints, Metric
 from ddim_edit.pacing import EASES, Over
@@ -108,6 +110,7 @@ def record(path):
         (EASE_NAMES, EASES),
         (ENDPOINTS, get_args(Endpoints)),
         (CORRECTIONS, get_args(Correction)),
+        (MIXES, get_args(GridHow)),
     ],
     ids=[
         "spacings",
@@ -121,6 +124,7 @@ def record(path):
         "eases",
         "endpoints",
         "corrections",
+        "mixes",
     ],
 )
 def test_choices_written_out_equal_those_of_the_modules(written, defined):

@@ -10,14 +10,17 @@ import pytest
 import torch
 from cli_helpers import files_in, run_cli, save_photo, save_tiny_model
 from helpers import Mixture
+from model_helpers import SIZE, mixture_model
 from test_experiment_numbers import disc
 
+from ddim_edit import models
 from ddim_edit.errors import OutputError
-from ddim_edit.experiments import EXPERIMENTS, Store, consistency, render, run, statistics
+from ddim_edit.experiments import EXPERIMENTS, Store, consistency, interpolate, render, run, statistics
 from ddim_edit.experiments.base import Cell, units_of
 from ddim_edit.experiments.consistency import EXPERIMENT as CONSISTENCY
 from ddim_edit.grid import Grid
-from ddim_edit.images import read_picture
+from ddim_edit.images import read_image, read_picture, to_uint8
+from ddim_edit.inversion import round_trip
 from ddim_edit.models import Model
 from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.solvers import Ddim
@@ -203,6 +206,8 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(conduct, tmp_path):
         (["cycle", "--solvers", "nothing"], "'nothing' is unknown"),
         (["interpolate", "--paths", "bezier"], "'bezier' is unknown"),
         (["interpolate", "--seeds", "0", "--keys", "2"], "give more"),
+        (["interpolate", "photos/p00.png"], "give more"),
+        (["interpolate", "photos", "--seeds", "0-3"], "Give photos or --seeds"),
         (["eta-steps", "photos", "--spacings", "linear,quadratic"], "takes one of --spacings"),
         (["reconstruct"], "Missing argument"),
     ],
@@ -219,6 +224,38 @@ def test_a_photo_that_cannot_be_read_is_told_and_counted(conduct, tmp_path):
     assert "failed:" in told.stderr
     assert len(json.loads((tmp_path / "out" / "result.json").read_text())["failures"]) == 1
     assert "could not be read: 1" in (tmp_path / "out" / "methods.txt").read_text()
+
+
+def test_paths_between_photos_start_and_end_at_them(conduct, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "load_model", lambda *given, **settings: mixture_model())  # an exact network
+    folder = tmp_path / "out"
+    paths = ["--frames", "3", "--grid-side", "2", "--paths", "slerp,lerp"]
+    told = conduct("interpolate", "photos", "--limit", "5", "--batch-size", "3", *paths, "-o", folder)
+    assert "note: no path leads to p04" in told.stderr
+    rows = rows_of(folder)
+    assert [(row["image"], row["path"]) for row in rows] == [
+        (group, path) for path in ("slerp", "lerp") for group in ("p00-p01", "p02-p03")
+    ]
+    assert all(float(row["end_error"]) < 1 / 255 for row in rows)
+    known = json.loads((folder / "result.json").read_text())
+    assert [set(image) for image in known["images"]] == [{"name", "sha256", "fit"}] * 5
+    for corner, name in enumerate(("00-00", "00-01", "01-00", "01-01")):
+        shown = read_picture(folder / "pictures" / "grid-2" / f"{name}.png")
+        assert (to_uint8(shown) == to_uint8(read_image(f"photos/p{corner:02d}.png", (SIZE, SIZE)))).all()
+
+
+def test_photos_are_encoded_once_and_only_if_something_is_missing(conduct, tmp_path, monkeypatch):
+    encoded = []
+
+    def counting(model, pixels, *rest, **settings):
+        encoded.append(len(pixels))
+        return round_trip(model, pixels, *rest, **settings)
+
+    monkeypatch.setattr(interpolate, "round_trip", counting)
+    flags = ["--limit", "4", "--batch-size", "2", "-n", "2", "--spacing", "leading", "--frames", "3"]
+    for _ in range(2):
+        conduct("interpolate", "photos", *flags, "--grid-side", "2", "-o", tmp_path / "out")
+    assert encoded == [2, 2]
 
 
 def test_exported_samples_are_those_of_their_seeds(done):

@@ -126,7 +126,7 @@ class TestPace:
         calls.clear()
         plan = plan_morph(model, latents, 9, Motion(pilot=5, endpoints="exact"), photos=photos(3))
         assert sum(calls) == plan.looked * plan.cost == (2 * 4 + 1 + 3) * 4
-        assert plan.looked == plan.motion.looks(3)
+        assert plan.looked == plan.motion.met(3) + plan.motion.pilots(3)
 
     def test_max_step_decides_the_number_of_frames(self):
         model = mixture_model()

@@ -9,6 +9,7 @@ from importlib.metadata import version
 import click
 
 from ddim_edit.cli.about import doctor, info
+from ddim_edit.cli.corners import grid
 from ddim_edit.cli.demo import demo
 from ddim_edit.cli.evaluation import evaluate_model
 from ddim_edit.cli.experiment import experiment
@@ -66,6 +67,7 @@ for command in (
     decode,
     roundtrip,
     interpolate,
+    grid,
     sample,
     experiment,
     train,

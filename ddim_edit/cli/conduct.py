@@ -11,14 +11,18 @@ import click
 from ddim_edit.cli import method, options, run, values
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ddim_edit.batch import Failure, PhotoBatch
     from ddim_edit.experiments.base import Experiment, Unit
+    from ddim_edit.experiments.interpolate import Take
     from ddim_edit.experiments.reconstruct import Method
     from ddim_edit.experiments.store import Store
     from ddim_edit.grid import Grid
     from ddim_edit.images import Photo
     from ddim_edit.models.base import Model
     from ddim_edit.ode import OnStep
+    from ddim_edit.recipe import Recipe
     from ddim_edit.schedule import NoiseSchedule
     from ddim_edit.solvers import Solver
 
@@ -233,6 +237,42 @@ def read_photos(
     return PhotoBatch(records, torch.cat([part.pixels for part in parts])), batches.failures
 
 
+@dataclass(frozen=True)
+class Waypoints:
+    """What paths lead through: photos, or latents drawn from seeds; see `experiments.interpolate.Plan`."""
+
+    images: Sequence[Mapping[str, object]]
+    take: "Take"
+    recipe: "Recipe"
+    photos: "Tensor | None" = None
+    failures: "Sequence[Failure]" = ()
+
+    @classmethod
+    def of(
+        cls,
+        source: options.Source,
+        seeds: list[int] | None,
+        model: "Model",
+        grid: options.GridChoice,
+        condition: options.Condition,
+    ) -> "Waypoints":
+        """Photos are read here, and encoded when they are needed; seeds 0 to 7 where nothing is given."""
+        from ddim_edit.experiments.interpolate import Encoder
+        from ddim_edit.noise import gaussian
+
+        if source.photos and seeds:
+            raise click.UsageError("Give photos or --seeds to lead paths through, not both.")
+        if not source.photos:
+            drawn = seeds or list(range(8))
+            x = gaussian(drawn, model.shape)
+            recipe = method.Method(inverse="explicit").recipe(model, grid, condition)
+            return cls(seed_images(drawn), lambda rows, on_step: x[list(rows)], recipe)
+        recipe = method.Method().recipe(model, grid, condition)
+        photos, failures = read_photos(source, source.find(), model)
+        take = Encoder(model, recipe, photos.pixels, source.batch_size)
+        return cls(photo_images(photos), take, recipe, photos.pixels, failures)
+
+
 def grids_of(schedule: "NoiseSchedule", spacing: str, steps_list: Sequence[int]) -> "dict[int, Grid]":
     """A grid for every number of steps."""
     from ddim_edit.grid import Grid
@@ -254,3 +294,8 @@ def solvers_of(etas: Sequence[str]) -> "dict[str, Solver]":
 def seed_images(seeds: Sequence[int]) -> list[Mapping[str, object]]:
     """What result.json says of images that are seeds."""
     return [{"name": f"seed{seed:04d}", "seed": seed} for seed in seeds]
+
+
+def photo_images(photos: "PhotoBatch") -> list[Mapping[str, object]]:
+    """What result.json says of images that are photos."""
+    return [{"name": record.name, **record.source} for record in photos.records]

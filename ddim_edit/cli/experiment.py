@@ -7,7 +7,6 @@ import click
 
 from ddim_edit.cli import conduct, options, values
 from ddim_edit.cli.interpolate import PATHS
-from ddim_edit.cli.method import Method
 
 if TYPE_CHECKING:
     from ddim_edit.ode import OnStep
@@ -44,9 +43,8 @@ def reconstruct(
     chosen = methods.build(model, common.condition)
     photos, failures = conduct.read_photos(source, found, model)
     work = units(model, photos, chosen, store, common.setup.show, source.batch_size)
-    images = [{"name": record.name, **record.source} for record in photos.records]
     grids = {" ".join(method.setting.values()): method.recipe.grid for method in chosen}
-    job = conduct.Job(EXPERIMENT, store, model, work, images, grids, failures)
+    job = conduct.Job(EXPERIMENT, store, model, work, conduct.photo_images(photos), grids, failures)
     return conduct.carry_out(job, common)
 
 
@@ -120,7 +118,7 @@ def eta_steps(
     photos, failures = conduct.read_photos(source, found, model)
     denoiser = common.condition.denoiser(model)
     work = units(model, denoiser, plan, photos.pixels, store, show=common.setup.show, batch=source.batch_size)
-    images = [*conduct.seed_images(seeds), *({"name": record.name, **record.source} for record in photos.records)]
+    images = [*conduct.seed_images(seeds), *conduct.photo_images(photos)]
     named = {f"{spacings[0]} {steps}": grid for steps, grid in grids.items()}
 
     def after(on_step: "OnStep") -> None:
@@ -134,48 +132,55 @@ def eta_steps(
 
 
 @experiment.command()
-@conduct.seeds_option
+@options.optional_photo_options
+@click.option("--seeds", type=values.seeds, help="One x_T a seed.  [default: 0-7, where no photos are given]")
 @options.grid_options
 @click.option("--paths", type=values.choices(PATHS), default="slerp,lerp", show_default=True)
 @click.option("--keys", type=click.IntRange(2), default=2, show_default=True, help="Latents that a path goes through.")
 @click.option("--frames", type=click.IntRange(3), default=33, show_default=True, help="Of a path.")
 @click.option("--grid-side", type=click.IntRange(2), default=7, show_default=True, help="Of the grid between four.")
-@options.batch_option
 @conduct.common_options
 def interpolate(
     *,
-    seeds: list[int],
+    source: options.Source,
+    seeds: list[int] | None,
     grid: options.GridChoice,
     paths: list[str],
     keys: int,
     frames: int,
     grid_side: int,
-    batch_size: int,
     common: conduct.Common,
 ) -> int:
-    """Figures 6 and 11 to 13: paths between neighbouring seeds (0 and 1, 2 and 3, ...), and the grid between four.
+    """Figures 6 and 11 to 13: paths between neighbours (0 and 1, 2 and 3, ...), and the grid between the first four.
+
+    Between PHOTOS, which are encoded exactly, or between latents drawn from seeds.
 
     \b
     ddim-edit experiment interpolate --seeds 0-15 -n 50 -o paths
+    ddim-edit experiment interpolate a.jpg b.jpg c.jpg d.jpg -o paths
     """
     from ddim_edit.experiments.interpolate import CORNERS, EXPERIMENT, Plan, decode_grid, groups_of, units
-    from ddim_edit.noise import gaussian
 
-    if len(seeds) < keys or frames < keys:
-        raise click.UsageError(f"A path through {keys} latents needs as many --seeds and --frames; give more.")
     store, model = common.store, common.choice.load()
-    recipe = Method(inverse="explicit").recipe(model, grid, common.condition)
-    x = gaussian(seeds, model.shape)
-    plan = Plan(groups_of(x, [f"seed{seed:04d}" for seed in seeds], keys), paths, frames, recipe)  # pyright: ignore[reportArgumentType]
-    work = units(model, plan, store, common.setup.show, batch_size)
+    given = conduct.Waypoints.of(source, seeds, model, grid, common.condition)
+    names = [str(image["name"]) for image in given.images]
+    if len(names) < keys or frames < keys:
+        raise click.UsageError(
+            f"A path through {keys} latents needs as many photos or --seeds, and --frames; give more."
+        )
+    if left := names[len(names) // keys * keys :]:
+        click.echo(f"note: no path leads to {', '.join(left)}; give {keys} for each path (--keys)", err=True)
+    plan = Plan(groups_of(names, keys), given.take, paths, frames, given.recipe, given.photos)  # pyright: ignore[reportArgumentType]
+    work = units(model, plan, store, common.setup.show, source.batch_size)
+    has_grid, steps = len(names) >= CORNERS, given.recipe.grid.steps
 
     def after(on_step: "OnStep") -> None:
-        if len(seeds) >= CORNERS:
-            decode_grid(model, x[:CORNERS], grid_side, recipe, store, on_step)
+        if has_grid:
+            decode_grid(model, plan, grid_side, store, on_step)
 
-    extra = grid_side**2 * recipe.grid.steps * (len(seeds) >= CORNERS)
-    images, named = conduct.seed_images(seeds), {recipe.grid.spacing: recipe.grid}
-    job = conduct.Job(EXPERIMENT, store, model, work, images, named, (), after, extra)
+    extra = (grid_side**2 * has_grid + (0 if given.photos is None else len(names))) * steps
+    named = {given.recipe.grid.spacing: given.recipe.grid}
+    job = conduct.Job(EXPERIMENT, store, model, work, given.images, named, given.failures, after, extra)
     return conduct.carry_out(job, common)
 
 

@@ -2,25 +2,19 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ddim_edit.cli import costs, options, run, values
 from ddim_edit.cli import film as films
-from ddim_edit.cli import options, run, values
-from ddim_edit.cli.method import Method, fitted, method_options
+from ddim_edit.cli.keys import Asked, Keys, keys_options
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ddim_edit.grid import Grid
-    from ddim_edit.images import Photo
-    from ddim_edit.latents import Latents
     from ddim_edit.models.base import Model
     from ddim_edit.morphing import Morph, Motion
-    from ddim_edit.ode import OnStep
     from ddim_edit.recipe import Recipe
     from ddim_edit.rendering import Checkpoint
 
@@ -95,95 +89,12 @@ motion_options = options.packed(
 )
 
 
-@dataclass(frozen=True)
-class _Keys:
-    """What the clip goes through, before it is encoded: photos, latents, or seeds."""
-
-    source: options.Source
-    photos: "list[Photo]"
-    given: "Latents | None"
-    seeds: list[int]
-
-    @classmethod
-    def find(cls, source: options.Source, seeds: list[int] | None) -> "_Keys":
-        from ddim_edit.latents import Latents
-
-        if bool(source.photos) == bool(seeds):
-            raise click.UsageError("Give photos or latents to morph through, or --seeds instead of them.")
-        if seeds:
-            return cls(source, [], None, seeds)
-        if all(path.suffix == ".safetensors" for path in source.photos):
-            if source.chosen:
-                raise click.UsageError("--limit and --fit are for photos, and these are latents; leave them out.")
-            return cls(source, [], Latents.join([Latents.load(path) for path in source.photos]), [])
-        return cls(source, source.find(), None, [])
-
-    def __len__(self) -> int:
-        return len(self.photos or self.given or self.seeds)
-
-    @property
-    def hashes(self) -> list[str]:
-        """What identifies the photos or the latents."""
-        if self.given:
-            return [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.source.photos]
-        return [photo.sha256() for photo in self.photos]
-
-    def recipe(
-        self,
-        model: "Model",
-        method: Method,
-        grid: options.GridChoice,
-        condition: options.Condition,
-        randomness: options.Randomness,
-    ) -> "Recipe":
-        """How the keys are encoded, or how they were."""
-        from ddim_edit.recipe import Recipe
-        from ddim_edit.solvers import Ddim
-
-        if self.given:
-            return Recipe.of(self.given, model)
-        if self.seeds:
-            solver = randomness.solver() or Ddim()
-            return Recipe(grid.build(model.schedule), solver, condition.denoiser(model))
-        return method.recipe(fitted(model, [method.solver]), grid, condition)
-
-    def make(self, model: "Model", recipe: "Recipe", on_step: "OnStep") -> "tuple[Latents, Tensor | None]":
-        """The latents, and the photos (N, 3, H, W) if that is what they come from.
-
-        A photo that cannot be read stops the run, because the morph would not be the one asked for.
-        """
-        import torch
-
-        from ddim_edit.batch import encode_photos
-        from ddim_edit.decoding import seed_latents
-        from ddim_edit.errors import ImageError
-        from ddim_edit.latents import Latents
-
-        if self.given:
-            return self.given, None
-        if self.seeds:
-            return seed_latents(
-                model, self.seeds, grid=recipe.grid, solver=recipe.solver, denoiser=recipe.denoiser
-            ), None
-        batches = self.source.batches(self.photos, model)
-        ready = list(batches)
-        if batches.failures:
-            raise ImageError(batches.failures[0].error)
-        parts = [part.latents for part in encode_photos(model, ready, recipe, check=False, on_step=on_step)]
-        return Latents.join(parts), torch.cat([batch.pixels for batch in ready])
-
-
 @click.command()
-@options.optional_photo_options
-@click.option("--seeds", type=values.seeds, help="Morph through pictures drawn from seeds, instead of photos.")
+@keys_options
 @options.output_option("morph.mp4", "Video: .mp4, .gif, .webp, .png (animated), or a folder for frames.")
-@options.grid_options
-@options.condition_options
-@method_options
-@options.eta_options
-@click.option("--decode-steps", type=click.IntRange(1), help="Steps per frame.  [default: as many as for encoding]")
 @motion_options
 @films.film_options
+@click.option("--dry-run", is_flag=True, help="Say what would be done and what it would cost, and write nothing.")
 @options.json_option
 @options.model_options
 @options.running_options
@@ -191,17 +102,12 @@ class _Keys:
 def interpolate(  # noqa: PLR0913
     ctx: click.Context,
     *,
-    source: options.Source,
-    seeds: list[int] | None,
+    asked: Asked,
     output: Path,
     choice: options.ModelChoice,
-    grid: options.GridChoice,
-    condition: options.Condition,
-    method: Method,
-    randomness: options.Randomness,
-    decode_steps: int | None,
     moving: MotionChoice,
     film: films.Film,
+    dry_run: bool,
     as_json: bool,
     running: options.Running,
 ) -> int:
@@ -214,28 +120,26 @@ def interpolate(  # noqa: PLR0913
     ddim-edit interpolate a.jpg b.jpg c.jpg --loop --frames 48 --format png -o frames
     ddim-edit interpolate --seeds 0-3 --eta 0.5 --ease ease-in-out -o seeds.webp
     """
-    from ddim_edit.inversion import SPACING
+    import torch
+
+    from ddim_edit.morphing import Morph, distance_of
     from ddim_edit.rendering import Checkpoint
 
     output = film.prepare(ctx, output, overwrite=running.overwrite)
-    keys = _Keys.find(source, seeds)
-    if keys.given and (grid.given or condition.given or method != Method()):
-        raise click.UsageError(
-            "Latents keep the grid, condition and method that they were encoded with; use --decode-steps."
-        )
-    if randomness.eta and not seeds:
-        raise click.UsageError("Photos are encoded at eta 0; give --seeds, or latents that carry step noise.")
+    keys = asked.find()
     motion = moving.build(photos=bool(keys.photos))
     motion.check(len(keys), film.frames)
-    model = choice.load()
-    recipe = keys.recipe(model, method, grid, condition, randomness)
-    model = fitted(model, [recipe.solver.name])
-    levels = recipe.grid.spread(decode_steps, otherwise=SPACING) if decode_steps else recipe.grid
+    model, recipe, decoding, outline = keys.ready(choice.load())
+    distance_of(motion.pace, model)
+    clip = Morph(outline, motion, torch.zeros(0), decoding.grid)  # to be planned
     description = run.describe_run(ctx, model, recipe.grid)
     record = run.Record(description, outputs=[output, *film.extra(output)], inside=False)
     checkpoint = Checkpoint.beside(output, _request(description, keys.hashes))
-    plan = _plan(keys, model, recipe, levels, motion, film, checkpoint, running)
-    _render(plan, model, checkpoint, source.batch_size, running)
+    if dry_run:
+        costs.say(_costs(keys, model, recipe, clip, film.frames, checkpoint), as_json=as_json)
+        return 0
+    plan = _plan(keys, model, recipe, clip, film.frames, checkpoint, running)
+    _render(plan, model, checkpoint, asked.source.batch_size, running)
     report = film.write(plan, checkpoint, output, description)
     checkpoint.remove()
     record.description = {**description, **{key: value for key, value in report.items() if key != "frames"}}
@@ -247,33 +151,48 @@ def _request(description: dict[str, object], hashes: list[str]) -> str:
     """What the pictures depend on, as a digest: all but where they go and how they are wrapped."""
     arguments = description["arguments"]
     assert isinstance(arguments, dict)
-    wrapping = {"photos", "output", "overwrite", "progress", "as_json", *films.WRAPPING}
+    wrapping = {"photos", "output", "overwrite", "progress", "as_json", "dry_run", *films.WRAPPING}
     kept = {key: value for key, value in arguments.items() if key not in wrapping}
     text = json.dumps({**description, "arguments": kept, "sources": hashes}, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _costs(
+    keys: Keys, model: "Model", recipe: "Recipe", clip: "Morph", frames: int, checkpoint: "Checkpoint"
+) -> dict[str, Any]:
+    """What a clip costs that is not planned yet, or what an interrupted run of it has left to do."""
+    from ddim_edit.forecast import decoded, forecast
+
+    keys.read(model)  # the run would stop at a photo that cannot be read
+    size, decoding = keys.asked.source.batch_size, replace(recipe, grid=clip.grid)
+    if plan := checkpoint.load(clip.motion, clip.grid):
+        parts = [decoded("frames", decoding, checkpoint.left(plan, size))]
+    else:
+        parts = forecast(recipe, decoding, clip.motion, photos=len(keys.photos), keys=len(keys), frames=frames)
+    return costs.report(clip, recipe, frames, parts, model, size)
+
+
 def _plan(
-    keys: _Keys,
+    keys: Keys,
     model: "Model",
     recipe: "Recipe",
-    levels: "Grid",
-    motion: "Motion",
-    film: films.Film,
+    clip: "Morph",
+    frames: int,
     checkpoint: "Checkpoint",
     running: options.Running,
 ) -> "Morph":
     """The plan of the clip: that of an interrupted run, or a new one, with warnings about the latents."""
     from ddim_edit.morphing import plan_morph
 
-    if plan := checkpoint.load(motion, levels):
+    motion, grid = clip.motion, clip.grid
+    if plan := checkpoint.load(motion, grid):
         click.echo("going on with the plan of an interrupted run", err=True)
         return plan
-    size = keys.source.batch_size
-    total = len(keys.photos) * recipe.grid.steps + motion.looks(len(keys)) * levels.steps
+    size = keys.asked.source.batch_size
+    total = len(keys.photos) * recipe.grid.steps + (motion.met(len(keys)) + motion.pilots(len(keys))) * grid.steps
     with run.Progress("plan", total, shown=running.progress) as bar:
         latents, photos = keys.make(model, recipe, bar)
-        plan = plan_morph(model, latents, film.frames, motion, photos=photos, grid=levels, batch_size=size, on_step=bar)
+        plan = plan_morph(model, latents, frames, motion, photos=photos, grid=grid, batch_size=size, on_step=bar)
     for line in plan.warnings:
         click.echo(f"warning: {line}", err=True)
     checkpoint.save(plan)
@@ -281,7 +200,7 @@ def _plan(
 
 
 def _render(plan: "Morph", model: "Model", checkpoint: "Checkpoint", batch_size: int, running: options.Running) -> None:
-    missing = sum(len(rows) for rows in checkpoint.missing(plan, batch_size))
+    missing = checkpoint.left(plan, batch_size)
     if missing < len(plan.positions):
         click.echo(f"{len(plan.positions) - missing} of {len(plan.positions)} pictures are there already", err=True)
     try:

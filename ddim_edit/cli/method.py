@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Written out, because reading them from the modules that define them would import torch; a test compares them.
 SOLVERS = ("ddim", "midpoint", "heun", "trapezoid", "ab2", "ab3", "dpm++2m", "leapfrog", "lattice", "dop853")
-INVERSES = ("explicit", "exact", "refine")
+INVERSES = ("explicit", "exact", "refine", "recorded")
 LATTICE_MICRO_BATCH = 4  # the smallest at which a photo's bits no longer depend on its batch
 
 
@@ -38,38 +38,50 @@ class Method:
         given = [flag for flag, value in goals.items() if value is not None]
         if len(given) > 1:
             raise click.UsageError(f"{' and '.join(given)} say the same thing twice; give one of them.")
-        if self.inverse == "explicit" and (given or self.budget):
+        if self.inverse in ("explicit", "recorded") and (given or self.budget):
             flag = given[0] if given else "--budget"
             raise click.UsageError(f"{flag} needs an inverse that iterates; use --inverse exact or refine.")
         if self.inverse != "explicit" and self.guess != "source":
             raise click.UsageError("--guess is of the explicit inverse; add --inverse explicit.")
 
     def recipe(
-        self, model: "Model", grid: options.GridChoice, condition: options.Condition, until: float | None = None
+        self,
+        model: "Model",
+        grid: options.GridChoice,
+        condition: options.Condition,
+        *,
+        randomness: options.Randomness = options.NOT_RANDOM,
+        until: float | None = None,
     ) -> "Recipe":
         """Everything that an encoding depends on besides model and photo.
 
-        Where nobody says otherwise, the classical inverse walks the model's own grid, and all others a quadratic one.
+        Where nobody says otherwise, what solves nothing walks the model's own grid: the classical inverse, and that of
+        eta > 0. All others walk a quadratic one.
         """
         from ddim_edit.inversion import SPACING
 
-        plain = self.solver == "ddim" and self.inverse == "explicit"
+        if randomness.eta and self != Method(inverse=self.inverse):
+            raise click.UsageError("--eta above 0 is of DDIM, which records its noise; leave --solver and goals out.")
+        plain = self.solver == "ddim" and (self.inverse == "explicit" or bool(randomness.eta))
         levels = grid.build(model.schedule) if plain else grid.build(model.schedule, options.ENCODE_STEPS, SPACING)
-        return self.on(levels if until is None else levels.until(until), model, condition)
+        levels = levels if until is None else levels.until(until)
+        return self.on(levels, model, condition, randomness.solver() if randomness.eta else None)
 
-    def on(self, levels: "Grid", model: "Model", condition: options.Condition) -> "Recipe":
-        """The recipe on these levels; says where steps had to be split."""
+    def on(
+        self, levels: "Grid", model: "Model", condition: options.Condition, random: "Solver | None" = None
+    ) -> "Recipe":
+        """The recipe on these levels, of a random solver or the named one; says where steps had to be split."""
         from ddim_edit.recipe import Recipe
         from ddim_edit.solvers import SOLVERS
 
-        solver = SOLVERS[self.solver]()
+        solver = random or SOLVERS[self.solver]()
         recipe = Recipe(levels, solver, condition.denoiser(model), self._inverse(solver)).prepared()
         if added := recipe.grid.steps - levels.steps:
             click.echo(f"note: {added} steps more, {recipe.grid.steps} now: some were too large to be undone", err=True)
         return recipe
 
     def _inverse(self, solver: "Solver") -> "Inverse":
-        from ddim_edit.inverse import Exact, Explicit, Refine, default_inverse
+        from ddim_edit.inverse import Exact, Explicit, Recorded, Refine, default_inverse
         from ddim_edit.task import EIGHT_BIT, Goal
 
         goal = EIGHT_BIT if self.target else Goal(self.tolerance) if self.tolerance is not None else None
@@ -77,6 +89,8 @@ class Method:
         name = self.inverse or default_inverse(solver).name
         if name == "explicit":
             return Explicit(self.guess)  # pyright: ignore[reportArgumentType]
+        if name == "recorded":
+            return Recorded()
         if name == "refine":
             return Refine(goal or EIGHT_BIT, self.budget)
         return Exact(goal or (None if self.budget else EIGHT_BIT), self.budget)
@@ -91,8 +105,8 @@ method_options = options.packed(
     click.option(
         "--inverse",
         type=click.Choice(INVERSES),
-        help="exact: solve every step; refine: correct the photo that is encoded; explicit: the classical guess.  "
-        "[default: exact, or refine for multistep solvers]",
+        help="exact: solve every step; refine: correct the photo that is encoded; explicit: the classical guess; "
+        "recorded: keep the noise of every step.  [default: exact; refine for multistep solvers, recorded at eta > 0]",
     ),
     click.option(
         "--guess",

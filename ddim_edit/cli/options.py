@@ -331,6 +331,7 @@ class Randomness:
         return Ddim(1.0, sigma_hat=True) if isinstance(self.eta, str) else Ddim(self.eta)
 
 
+NOT_RANDOM = Randomness(None)
 eta_options = packed(
     "randomness",
     Randomness,

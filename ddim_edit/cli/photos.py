@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @options.grid_options
 @options.condition_options
 @method_options
+@options.eta_options
 @click.option("--until", type=float, metavar="T", help="Encode part of the way, up to this timestep.")
 @click.option("--save-trajectory", type=click.IntRange(1), metavar="K", help="Keep every K-th x_t in the file.")
 @click.option("--check/--no-check", default=True, help="Decode once more and say how well each photo comes back.")
@@ -39,6 +40,7 @@ def encode(  # noqa: PLR0913
     grid: options.GridChoice,
     condition: options.Condition,
     method: Method,
+    randomness: options.Randomness,
     until: float | None,
     save_trajectory: int | None,
     check: bool,
@@ -64,7 +66,7 @@ def encode(  # noqa: PLR0913
     targets = {photo.name: single or output / f"{photo.name}.safetensors" for photo in found}
     prepare_output(*(() if resume else targets.values()), overwrite=running.overwrite)
     model = fitted(choice.load(), [method.solver])
-    recipe = method.recipe(model, grid, condition, until)
+    recipe = method.recipe(model, grid, condition, randomness=randomness, until=until)
     if resume:
         found = source.unfinished(found, targets, model, recipe)
         prepare_output(*(targets[photo.name] for photo in found), overwrite=running.overwrite)
@@ -166,6 +168,7 @@ def decode(  # noqa: PLR0913
 @options.grid_options
 @options.condition_options
 @method_options
+@options.eta_options
 @options.json_option
 @options.model_options
 @options.running_options
@@ -179,6 +182,7 @@ def roundtrip(  # noqa: PLR0913
     grid: options.GridChoice,
     condition: options.Condition,
     method: Method,
+    randomness: options.Randomness,
     as_json: bool,
     running: options.Running,
 ) -> int:
@@ -196,7 +200,7 @@ def roundtrip(  # noqa: PLR0913
     paths = {photo.name: output / f"{photo.name}_recon.png" for photo in found} if output else {}
     prepare_output(*paths.values(), overwrite=running.overwrite)
     model = fitted(choice.load(), [method.solver])
-    recipe = method.recipe(model, grid, condition)
+    recipe = method.recipe(model, grid, condition, randomness=randomness)
     record = run.Record(run.describe_run(ctx, model, recipe.grid))
     batches = source.batches(found, model)
     rows: list[dict[str, object]] = []

@@ -1,7 +1,7 @@
 """The DDIM paper's Figures 6 and 11 to 13: paths between latents, decoded, on a line and on a grid."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -11,8 +11,10 @@ from ddim_edit.batch import decode_in_batches
 from ddim_edit.experiments.base import Array, Cell, Experiment, Measure, Results, Sheet, Unit, Value, units_of
 from ddim_edit.experiments.charts import scale_of
 from ddim_edit.experiments.store import Store, picture_path
+from ddim_edit.files import unique_names
 from ddim_edit.images import read_picture
 from ddim_edit.interpolation import How, along, positions
+from ddim_edit.inversion import round_trip
 from ddim_edit.latents import Latents
 from ddim_edit.metrics import mse
 from ddim_edit.mixing import corner_grid
@@ -26,20 +28,60 @@ from ddim_edit.sheets import sheet
 CORNERS = 4
 
 
+Take = Callable[[Sequence[int], OnStep], Tensor]  # the latents (N, C, h, w) of these keys
+
+
 @dataclass(frozen=True)
 class Plan:
-    """Which paths to decode: through groups of neighbouring latents, in so many frames, as `recipe` says."""
+    """Which paths to decode.
 
-    groups: Mapping[str, Tensor]
+    Args:
+        groups: the keys that each path leads through, by number.
+        take: gives their latents.
+        paths: the ways to lead through them.
+        frames: of each.
+        recipe: how they are decoded.
+        photos: (N, 3, H, W) in [-1, 1], what keys should decode to, where they are encoded photos.
+    """
+
+    groups: Mapping[str, Sequence[int]]
+    take: Take
     paths: Sequence[How]
     frames: int
     recipe: Recipe
+    photos: Tensor | None = None
+
+    @property
+    def pictures(self) -> int:
+        """How many are decoded for one path: where there are no photos to compare with, its ends twice."""
+        return self.frames + (2 if self.photos is None else 0)
 
 
-def groups_of(x: Tensor, names: Sequence[str], keys: int) -> dict[str, Tensor]:
-    """Cut latents (N, C, h, w) into groups of `keys`, named after their members; what is left over is not used."""
-    starts = range(0, len(names) - keys + 1, keys)
-    return {"-".join(names[start : start + keys]): x[start : start + keys] for start in starts}
+@dataclass(frozen=True)
+class Encoder:
+    """A `Take` of photos (N, 3, H, W), which are encoded in batches, each when one of its photos is first needed."""
+
+    model: Model
+    recipe: Recipe
+    photos: Tensor
+    batch_size: int
+    done: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+
+    def __call__(self, rows: Sequence[int], on_step: OnStep) -> Tensor:
+        """The latents of these photos."""
+        return torch.stack([self._batch(row // self.batch_size, on_step)[row % self.batch_size] for row in rows])
+
+    def _batch(self, number: int, on_step: OnStep) -> Tensor:
+        if number not in self.done:
+            photos = self.photos[number * self.batch_size :][: self.batch_size]
+            self.done[number] = round_trip(self.model, photos, self.recipe, check=False, on_step=on_step)[0].x
+        return self.done[number]
+
+
+def groups_of(names: Sequence[str], keys: int) -> dict[str, range]:
+    """Cut keys into groups of so many, named after their members; what is left over is in none."""
+    groups = [range(start, start + keys) for start in range(0, len(names) - keys + 1, keys)]
+    return dict(zip(unique_names(["-".join(names[key] for key in group) for group in groups]), groups, strict=True))
 
 
 def units(model: Model, plan: Plan, store: Store, show: int, batch: int) -> list[Unit]:
@@ -48,20 +90,25 @@ def units(model: Model, plan: Plan, store: Store, show: int, batch: int) -> list
 
     def measure(cell: Cell, names: Sequence[str], on_step: OnStep) -> list[Mapping[str, Value]]:
         (name,) = names
-        keys, where = plan.groups[name], positions(len(plan.groups[name]), plan.frames)
-        x = along(keys, where, hows[cell.setting["path"]])
-        frames, ends = (_decoded(model, part, plan.recipe, batch, on_step) for part in (x, keys[[0, -1]]))
+        group = plan.groups[name]
+        keys = plan.take(group, on_step)
+        x = along(keys, positions(len(keys), plan.frames), hows[cell.setting["path"]])
+        frames = _decoded(model, x, plan.recipe, batch, on_step)
+        if plan.photos is None:
+            ends = _decoded(model, keys[[0, -1]], plan.recipe, batch, on_step)
+        else:
+            ends = plan.photos[[group[0], group[-1]]]
         if name in list(plan.groups)[:show]:
             store.keep({**cell.setting, "group": name}, {f"{number:04d}": frame for number, frame in enumerate(frames)})
         norms = x.double().square().mean((1, 2, 3)).sqrt() / keys.double().square().mean((1, 2, 3)).sqrt().mean()
         return [path_numbers(frames, ends, norms)]
 
-    cells = [Cell({"path": path}, (plan.frames + 2) * plan.recipe.grid.steps) for path in plan.paths]
+    cells = [Cell({"path": path}, plan.pictures * plan.recipe.grid.steps) for path in plan.paths]
     return units_of(cells, list(plan.groups), 1, measure)
 
 
 def path_numbers(frames: Tensor, ends: Tensor, norms: Tensor) -> dict[str, Value]:
-    """What a decoded path (F, 3, H, W) looks like in numbers; `ends` (2, 3, H, W) are the decoded keys at its ends."""
+    """What a decoded path (F, 3, H, W) looks like in numbers; `ends` (2, 3, H, W) is what its ends should be."""
     distances = mse(frames[:-1], frames[1:]).sqrt().numpy()
     contrast = frames.double().std((1, 2, 3))
     median = float(np.median(distances))
@@ -78,12 +125,15 @@ def path_numbers(frames: Tensor, ends: Tensor, norms: Tensor) -> dict[str, Value
     }
 
 
-def decode_grid(model: Model, corners: Tensor, side: int, recipe: Recipe, store: Store, on_step: OnStep) -> None:
-    """Decode the grid between four latents into the folder's pictures."""
+def decode_grid(model: Model, plan: Plan, side: int, store: Store, on_step: OnStep) -> None:
+    """Decode the grid between the first four keys into the folder's pictures."""
     names = [f"{row:02d}-{column:02d}" for row in range(side) for column in range(side)]
 
-    x = corner_grid(corners, side, side).flatten(0, 1)
-    store.pictures({"grid": str(side)}, names, lambda: _decoded(model, x, recipe, side, on_step))
+    def make() -> Tensor:
+        corners = plan.take(range(CORNERS), on_step)
+        return _decoded(model, corner_grid(corners, side, side).flatten(0, 1), plan.recipe, side, on_step)
+
+    store.pictures({"grid": str(side)}, names, make)
 
 
 def _decoded(model: Model, x: Tensor, recipe: Recipe, batch: int, on_step: OnStep) -> Tensor:
@@ -114,7 +164,7 @@ def _sheets(results: Results) -> Iterator[Sheet]:
         tiles = [[row[number] for number in chosen] for row in rows]
         titles = [f"{number / (len(rows[0]) - 1):.2f}" for number in chosen]
         picture = sheet(tiles, row_titles=paths, column_titles=titles, scale=scale_of(tiles[0][0], 96))
-        yield Sheet(f"line_{group}", f"Between {group.replace('-', ' and ')}, one path in each row.", picture)
+        yield Sheet(f"line_{group}", f"{group}: one path in each row.", picture)
     yield from _grid_sheet(results)
 
 
@@ -132,8 +182,9 @@ EXPERIMENT = Experiment(
     title="Paths between latents",
     text=(
         "Frames at equal steps along a path between x_T's are decoded at eta = 0 (DDIM, arXiv 2010.02502, section 5.3, "
-        "Figures 6 and 11 to 13; 50 steps there). No pacing and no corrections: the path itself is measured. The paper "
-        "gives no number for these figures."
+        "Figures 6 and 11 to 13; 50 steps there). The x_T are drawn from seeds, as in the paper, or are those of "
+        "photos, encoded exactly. No pacing and no corrections: the path itself is measured. The paper gives no number "
+        "for these figures."
     ),
     settings=("path",),
     columns=(
@@ -148,7 +199,7 @@ EXPERIMENT = Experiment(
         Measure(
             "end_error",
             "end-point error",
-            "largest difference of the ends from the decoded keys on [-1, 1]",
+            "largest difference of the ends from the photos, or from the decoded keys of seeds, on [-1, 1]",
             better="lower",
         ),
         Measure("norm_low", "lowest norm", "the lowest norm of the latent, over the mean norm of the keys"),

@@ -5,6 +5,7 @@ from ddim_edit.solvers.ddim import Ddim
 from ddim_edit.solvers.implicit import Implicit
 from ddim_edit.solvers.leapfrog import Lattice, Leapfrog
 from ddim_edit.solvers.multistep import AdamsBashforth2, AdamsBashforth3, DpmSolver2M
+from ddim_edit.solvers.recorder import Recorder
 from ddim_edit.solvers.runge_kutta import Heun, Midpoint
 from ddim_edit.solvers.symmetric import Dop853, Trapezoid
 
@@ -22,4 +23,4 @@ _ALL: tuple[type[Solver], ...] = (
 )
 SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in _ALL}
 
-__all__ = ["SOLVERS", "Ddim", "Implicit", "Lattice", "Solver", "State"]
+__all__ = ["SOLVERS", "Ddim", "Implicit", "Lattice", "Recorder", "Solver", "State"]

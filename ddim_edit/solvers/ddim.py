@@ -37,17 +37,24 @@ class Ddim(Solver):
         """True at eta = 0."""
         return self.eta == 0
 
+    def spread(self, grid: Grid, i: int) -> float:
+        """Standard deviation of the noise that the step from grid[i] adds; the step to clean adds none."""
+        if i == 1:
+            return 0.0
+        here, there = grid[i], grid[i - 1]
+        return transition_std(here, there) if self.sigma_hat else self.eta * posterior_std(here, there)
+
     def toward_clean(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
         """Eq. 12: the prediction at the cleaner level, with part of its noise exchanged for fresh noise."""
         here, there = grid[i], grid[i - 1]
         prediction = denoise(state.x, here)
-        sigma = 0.0 if i == 1 else self.eta * posterior_std(here, there)  # the step to clean adds no noise
-        if sigma == 0:
+        scale = self.spread(grid, i)
+        if scale == 0:
             return state.moved(prediction.at(there), denoise.cost), prediction
         if state.noise is None:
             raise ConfigError(f"eta is {self.eta:g}, so the steps need noise; give seeds or the noise itself")
+        sigma = self.eta * posterior_std(here, there)
         direction = there._replace(noise=math.sqrt(there.noise**2 - sigma**2))
-        scale = transition_std(here, there) if self.sigma_hat else sigma
         x = prediction.at(direction) + scale * state.noise(i, state.x)
         return state.moved(x, denoise.cost), prediction
 
