@@ -33,7 +33,7 @@ SETTINGS: list[tuple[str, str, str]] = [
     ),
     ("budget", "exact, S = 8, budget 10", "-n 8 --budget 10"),
     *(("budget", f"exact, S = 10, budget {n}", f"-n 10 --budget {n}") for n in (12, 20, 30, 40)),
-    *(("budget", f"exact, S = 20, budget {n}", f"-n 20 --budget {n}") for n in (50, 100)),
+    *(("long", f"exact, S = 20, budget {n}", f"-n 20 --budget {n}") for n in (50, 100)),
     ("goal", "exact, S = 10, every byte", "-n 10 --target 8bit"),
     ("goal", "exact, S = 20, every byte (default)", "-n 20 --target 8bit"),
     ("solvers", "ab2 both ways, S = 40", "-n 40 --solver ab2 --inverse explicit --spacing quadratic"),

@@ -12,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 from ddim_edit.denoiser import PredictionType, interpret
 from ddim_edit.models.previous import FromPrevious
 from ddim_edit.schedule import NoiseSchedule
-from ddim_edit.training.objectives import TARGETS, Noised, Objective, min_snr_weights
+from ddim_edit.training.objectives import TARGETS, Noised, Objective, snr_weights
 from ddim_edit.training.optimizers import rate_factor
 from ddim_edit.training.timesteps import HISTORY, SAMPLERS, LossSecondMoment, Stratified
 
@@ -144,11 +144,13 @@ class TestTargets:
         signal, noise = SCHEDULE.signal_and_noise(data.t, data.x0)
         eps = (data.x_t - signal * wrong) / noise
         outputs = {"epsilon": eps, "sample": wrong, "v_prediction": signal * eps - noise * wrong}
-        errors = [Objective(SCHEDULE, name, min_snr=5)(out, data).total for name, out in outputs.items()]
-        assert torch.allclose(errors[0], errors[1])
-        assert torch.allclose(errors[0], errors[2])
+        for bounds in ({"min_snr": 5.0}, {"min_snr": 5.0, "snr_floor": 0.02}, {"snr_floor": 0.02}):
+            errors = [Objective(SCHEDULE, name, **bounds)(out, data).total for name, out in outputs.items()]
+            assert torch.allclose(errors[0], errors[1])
+            assert torch.allclose(errors[0], errors[2])
         snr = ALPHA_BAR / (1 - ALPHA_BAR)
-        assert np.allclose(min_snr_weights(SCHEDULE, "sample", 5), snr.clamp(max=5))
+        assert np.allclose(snr_weights(SCHEDULE, "sample", most=5), snr.clamp(max=5))
+        assert np.allclose(snr_weights(SCHEDULE, "epsilon", most=np.inf, least=1), (1 / snr).clamp(min=1))
 
 
 class TestTimesteps:

@@ -317,6 +317,8 @@ class TestRefusals:
             ({"loss": "hybrid"}, "add --learn-sigma"),
             ({"loss": "vb", "min_snr": 5}, "min_snr weighs squared errors"),
             ({"target": "x_prev", "min_snr": 5}, "min_snr weighs squared errors"),
+            ({"loss": "vb", "snr_floor": 0.1}, "snr_floor weighs squared errors"),
+            ({"min_snr": 5, "snr_floor": 6}, "snr_floor 6 is above min_snr 5; choose it below"),
         ],
     )
     def test_settings_are_checked_at_once(self, changes: dict[str, object], message: str):

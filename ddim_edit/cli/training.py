@@ -71,6 +71,12 @@ objective = _options(
     click.option("--learn-sigma", is_flag=True, help="The network outputs a variance too."),
     click.option("--schedule-sampler", type=click.Choice(SAMPLERS), default="stratified", show_default=True),
     click.option("--min-snr", type=float, metavar="GAMMA", help="Weigh the error by min(SNR, GAMMA); 5 is usual."),
+    click.option(
+        "--snr-floor",
+        type=float,
+        metavar="LEAST",
+        help="And by no less than this, for colours at high noise; say 0.02.",
+    ),
 )
 optimization = _options(
     click.option("--batch-size", type=int, default=16, show_default=True, help="Photos at once, per device."),

@@ -52,6 +52,7 @@ class TrainConfig:
         learn_sigma: the network also outputs a variance.
         schedule_sampler: how timesteps are drawn: `uniform`, `stratified` or `loss-second-moment`.
         min_snr: gamma of the min-SNR weighting, or None for none.
+        snr_floor: least weight of the error of x0, or None for none: learn colours at high noise; 0.02 is much.
         class_cond: learn the photos' classes; the last label is the null class, `none`.
         label_dropout: how often a photo is shown without its class.
         flip: mirror every second photo.
@@ -89,6 +90,7 @@ class TrainConfig:
     learn_sigma: bool = False
     schedule_sampler: str = "stratified"
     min_snr: float | None = None
+    snr_floor: float | None = None
     class_cond: bool = False
     label_dropout: float = 0.1
     flip: bool = True
@@ -181,7 +183,9 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         ("size", "layers", "batch_size", "accumulate", "steps", "report_every", "sample_every"),
         (lambda value: value >= 1, "a whole number above 0"),
     ),
-    **dict.fromkeys(("minutes", "lr", "clip_norm", "min_snr"), (lambda value: value > 0, "a number above 0")),
+    **dict.fromkeys(
+        ("minutes", "lr", "clip_norm", "min_snr", "snr_floor"), (lambda value: value > 0, "a number above 0")
+    ),
     **dict.fromkeys(("attention", "warmup", "set_aside", "seed"), (lambda value: value >= 0, "0 or more")),
     **dict.fromkeys(("dropout", "label_dropout", "ema"), (lambda value: 0 <= value < 1, "a number in [0, 1)")),
     "decay": (lambda value: 0 <= value <= 1, "a number in [0, 1]"),
@@ -208,8 +212,12 @@ def _check_pairs(config: TrainConfig) -> None:
         raise ConfigError("loss mse leaves a learned sigma untrained; choose hybrid, vb or rescaled-vb")
     if config.loss == "hybrid" and not config.learn_sigma:
         raise ConfigError("loss hybrid trains a learned sigma; add --learn-sigma, or choose mse")
-    if config.min_snr is not None and (config.loss not in ("mse", "hybrid") or config.target == "x_prev"):
-        raise ConfigError("min_snr weighs squared errors of epsilon, sample or v; leave it out with vb and x_prev")
+    weights = {name: getattr(config, name) for name in ("min_snr", "snr_floor") if getattr(config, name) is not None}
+    if weights and (config.loss not in ("mse", "hybrid") or config.target == "x_prev"):
+        name = next(iter(weights))
+        raise ConfigError(f"{name} weighs squared errors of epsilon, sample or v; leave it out with vb and x_prev")
+    if len(weights) == 2 and weights["snr_floor"] > weights["min_snr"]:
+        raise ConfigError(f"snr_floor {config.snr_floor:g} is above min_snr {config.min_snr:g}; choose it below")
     if config.init is None:
         _check_network(config)
 

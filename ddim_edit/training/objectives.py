@@ -1,6 +1,6 @@
 """What a network is trained to output and what it is punished for: pure functions of tensors.
 
-Targets and bounds as in Improved DDPM (arXiv 2102.09672) and DDPM (2006.11239); min-SNR weights: arXiv 2303.09556.
+Targets and bounds as in Improved DDPM (arXiv 2102.09672) and DDPM (2006.11239); weights: see `snr_weights`.
 """
 
 from dataclasses import dataclass
@@ -47,12 +47,14 @@ class Objective:
         loss: one of LOSSES. `vb` is the bound's term at t in bits per dimension, `rescaled-vb` the same times T, and
             `hybrid` the squared error plus the bound of the learned variance, whose mean gets no gradient.
         min_snr: gamma, or None.
+        snr_floor: least weight of the error of x0, or None.
     """
 
     schedule: NoiseSchedule
     target: str
     loss: str = "mse"
     min_snr: float | None = None
+    snr_floor: float | None = None
 
     @cached_property
     def posterior(self) -> Posterior:
@@ -62,7 +64,9 @@ class Objective:
     @cached_property
     def weights(self) -> Array | None:
         """(T,) factors of the squared error."""
-        return None if self.min_snr is None else min_snr_weights(self.schedule, self.target, self.min_snr)
+        if self.min_snr is None and self.snr_floor is None:
+            return None
+        return snr_weights(self.schedule, self.target, most=self.min_snr or np.inf, least=self.snr_floor or 0.0)
 
     def target_of(self, noised: Noised) -> Tensor:
         """What the network should have said, (B, C, h, w)."""
@@ -99,10 +103,14 @@ class Objective:
         return self.posterior.mean(interpret(PredictionType(self.target), x_t, said, signal, noise).x0, x_t, t)
 
 
-def min_snr_weights(schedule: NoiseSchedule, target: str, gamma: float) -> Array:
-    """(T,) weights that make every target's squared error min(SNR, gamma) times that of x0."""
+def snr_weights(schedule: NoiseSchedule, target: str, *, most: float, least: float = 0.0) -> Array:
+    """(T,) weights that make every target's squared error clip(SNR, least, most) times that of x0.
+
+    `most` is gamma of min-SNR (arXiv 2303.09556), `least` the truncation of arXiv 2202.00512, section 4, which uses 1:
+    at high noise a wrong colour of the whole picture is a tiny error of eps, and without it hardly learned.
+    """
     snr = np.exp(2 * schedule.log_snr)
-    capped = np.minimum(snr, gamma)
+    clipped = np.clip(snr, least, most)
     if target == PredictionType.EPSILON:
-        return capped / snr
-    return capped / (snr + 1) if target == PredictionType.V else capped
+        return clipped / snr
+    return clipped / (snr + 1) if target == PredictionType.V else clipped

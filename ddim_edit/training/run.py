@@ -93,7 +93,7 @@ class Training:
             averaged=averaged,
             sampler=SAMPLERS[config.schedule_sampler](len(schedule)),
             batches=_batches(origin, photos, device),
-            objective=Objective(schedule, str(config.target), config.loss, config.min_snr),
+            objective=Objective(schedule, str(config.target), config.loss, config.min_snr, config.snr_floor),
             digest=photos.digest,
         )
 
