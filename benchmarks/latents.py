@@ -46,7 +46,8 @@ def mean(values: Sequence[float]) -> str:
 
 def statistics_of_own(model: Model, count: int, steps: int) -> None:
     """The default encode of pictures of the model's own, which are what it takes for photos."""
-    drawn = [sample(model, seeds, grid=steps, solver=Ddim(eta=1.0)) for seeds in torch.arange(count).split(4)]
+    seeds = [part.tolist() for part in torch.arange(count).split(4)]
+    drawn = [sample(model, part, grid=steps, solver=Ddim(eta=1.0)) for part in seeds]
     latents = encoded(model, torch.cat(drawn), 20, None)
     health = [record.health for record in latents.photos if record.health]
     kurtosis = statistics.fmean(one.excess_kurtosis for one in health)

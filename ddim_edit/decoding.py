@@ -1,7 +1,8 @@
 """From latents or noise to pictures: the loop toward clean."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from ddim_edit.denoiser import Denoiser, PredictionType
 from ddim_edit.errors import ConfigError, LatentsError
 from ddim_edit.grid import Grid
+from ddim_edit.inverse import Recorded
 from ddim_edit.latents import Latents, PhotoRecord
 from ddim_edit.models.base import MicroBatched, Model
 from ddim_edit.noise import GivenNoise, SeededNoise, gaussian
@@ -73,7 +75,7 @@ def prepared(
     require_repeatable(model, recipe.solver)
     memory = tuple(value.to(model.device) for value in latents.memory) if recipe.solver.pair else ()
     if noise is None and latents.noises is not None:
-        noise = _own_noise(latents.noises, recipe)
+        noise = _own_noise(latents.noises, latents.how, recipe)
     state = State.start(latents.x.to(model.device), noise, memory)
     _require_start(model, recipe, state)
     return recipe, state
@@ -191,13 +193,27 @@ def _reaching(grid: Grid, latents: Latents) -> Grid:
     return part
 
 
-def _own_noise(noises: Tensor, recipe: Recipe) -> StepNoise:
-    if len(noises) != recipe.grid.steps and not recipe.solver.deterministic:
+def _own_noise(noises: Tensor, how: Mapping[str, object], recipe: Recipe) -> StepNoise:
+    if recipe.solver.deterministic:
+        return GivenNoise(noises)
+    if len(noises) != recipe.grid.steps:
         raise LatentsError(
             f"the latents carry noise for {len(noises)} steps, but this grid has {recipe.grid.steps}; "
             "leave the grid as it was, or give other noise"
         )
+    ours = recipe.to_json()
+    if recorded(how) and any(ours[key] != how.get(key) for key in ("timesteps", "solver")):
+        raise LatentsError(
+            "the latents carry noise that was recorded on another grid or at another eta; leave both as encoded, "
+            "or give other noise"
+        )
     return GivenNoise(noises)
+
+
+def recorded(how: Mapping[str, object]) -> bool:
+    """Whether latents that were made like this carry noise that was recorded from photos."""
+    inverse = how.get("inverse")
+    return isinstance(inverse, Mapping) and cast(Mapping[str, object], inverse).get("name") == Recorded.name
 
 
 def _require_start(model: Model, recipe: Recipe, state: State) -> None:

@@ -138,26 +138,34 @@ class Grid(Sequence[Level]):
             for low, high in itertools.pairwise(self.levels)
         ]
 
+    def entered(self) -> "Grid":
+        """The grid with a first level of little noise, which photos are entered at.
+
+        A step from the photo that skips noise which its detail stands out of may have no inverse at all.
+        """
+        if self.schedule is None or len(self.schedule) == 1 or self.timesteps[0] == 0:
+            return self
+        if self.levels[0].noise or self[1].noise <= FIRST_NOISE * self[1].signal:
+            return self
+        return Grid.from_timesteps(self.schedule, [0.0, *self.timesteps], self.spacing)
+
     def refined(self) -> "Grid":
         """The grid with the steps split that an exact inversion would labour at; itself where there are none.
 
-        A step is stiff where log SNR changes by more than `STIFF` (see `solvers.implicit`), and the step from the
-        photo where it skips noise that a photo's detail stands out of: there a real photo may have no inverse at all.
+        They are the step from the photo (see `entered`) and those where log SNR changes by more than `STIFF` (see
+        `solvers.implicit`).
         """
-        if self.schedule is None or (len(self.schedule) == 1):
-            return self
-        timesteps = list(self.timesteps)
-        lowest = self.schedule.level(0.0)
-        if self.levels[0].noise == 0 and self[1].noise > FIRST_NOISE * self[1].signal and timesteps[0] > 0:
-            timesteps.insert(0, lowest.t)
-        grid = Grid.from_timesteps(self.schedule, timesteps, self.spacing)
+        grid = self.entered()
+        if grid.schedule is None:
+            return grid
+        timesteps = list(grid.timesteps)
         for low, h in zip(grid.levels, grid.step_sizes(), strict=False):
             if math.isfinite(h):
                 parts = math.ceil(h / STIFF)
                 top = low.log_snr
-                inside = [min(top - h * k / parts, float(self.schedule.log_snr[0])) for k in range(1, parts)]
-                timesteps += [self.schedule.level_at(log_snr).t for log_snr in inside]
-        return Grid.from_timesteps(self.schedule, timesteps, self.spacing)
+                inside = [min(top - h * k / parts, float(grid.schedule.log_snr[0])) for k in range(1, parts)]
+                timesteps += [grid.schedule.level_at(log_snr).t for log_snr in inside]
+        return Grid.from_timesteps(grid.schedule, timesteps, self.spacing)
 
     def spread(self, steps: int, otherwise: Spacing) -> "Grid":
         """Another number of steps over the same schedule, in the spacing of this grid where that has a name."""

@@ -61,6 +61,10 @@ class Inverse(ABC):
         """The grid to walk instead of this one."""
         return grid
 
+    def reached(self, pixels: Tensor, restored: Tensor) -> Tensor | None:
+        """(B,) bool, whether photos (B, 3, H, W) that came back like this meet the goal; None where there is none."""
+        return None
+
 
 @dataclass(frozen=True)
 class Explicit(Inverse):
@@ -121,11 +125,15 @@ class Exact(Inverse):
         """Without stiff steps, where steps are solved; a pair needs no solving."""
         return grid if solver.pair else grid.refined()
 
+    def reached(self, pixels: Tensor, restored: Tensor) -> Tensor | None:
+        """As the goal says."""
+        return None if self.goal is None else self.goal.measured(pixels, restored)[1]
+
     def run(self, task: Task) -> Inverted:
         """Solve; with a goal decode, and solve more tightly what has not come back."""
         rows = torch.arange(len(task.x0))
         if task.solver.undone_by == "itself":
-            return _looked_at(task, task.to_noise(rows, task.solver), self.goal)
+            return Inverted(task.to_noise(rows, task.solver))
         if self.goal is None:
             looks = torch.tensor([cast(int, self.budget) // task.look])
             return Inverted(task.to_noise(rows, Implicit(task.solver, torch.zeros(1).double(), looks)))
@@ -158,15 +166,6 @@ class Refine(Inverse):
         return _until_reached(task, self.goal, _Correcting(task), self.budget)
 
 
-def _looked_at(task: Task, walk: Walk, goal: Goal | None) -> Inverted:
-    """What was found in one walk, with a look at whether the goal was met; nothing hangs on it, so it costs nothing."""
-    if goal is None:
-        return Inverted(walk)
-    back = task.and_back(torch.arange(len(task.x0)), walk.state)
-    restored = Restored(task.to_pixels(back.x), back.evaluations)
-    return Inverted(walk, restored, goal.measured(task.pixels, restored.pixels)[1])
-
-
 @dataclass(frozen=True)
 class Recorded(Inverse):
     """The inverse of a random solver: the noise is kept that leads back to the photo; see `solvers.Recorder`.
@@ -183,17 +182,22 @@ class Recorded(Inverse):
         if solver.deterministic:
             raise ConfigError(f"{solver.settings} adds no noise that could be recorded; use --inverse exact, or an eta")
 
+    def prepared(self, grid: Grid, solver: Solver) -> Grid:
+        """With a first level of little noise: the step there adds none, and is solved."""
+        return grid.entered()
+
     def run(self, task: Task) -> Inverted:
         """One walk toward clean, from where the photo is drowned in noise."""
         grid, seeds = task.grid, (self.seed,) * len(task.x0)
-        recorder, cost = Recorder.of(cast(Ddim, task.solver), task.x0, task.denoise, grid)
+        recorder, first = Recorder.of(cast(Ddim, task.solver), task.x0, task.denoise, grid)
         end = start = recorder.start(grid, gaussian(seeds, tuple(task.x0.shape[1:])), SeededNoise(seeds))
         versions = [start.x]
         for step in walk(task.denoise, recorder, grid, start, toward="clean", on_step=task.on_step):
             end = step.state
             versions.insert(0, end.x)
         noises = torch.stack(end.memory)
-        state = replace(start, evaluations=end.evaluations + cost, noise=GivenNoise(noises))
+        spent = end.evaluations + first.evaluations
+        state = replace(start, evaluations=spent, noise=GivenNoise(noises), solved=first.solved)
         every = task.keep_every
         path = [(grid[i].t, versions[i].cpu()) for i in range(every, grid.steps + 1, every)] if every else []
         return Inverted(Walk(state, path, noises.cpu()))

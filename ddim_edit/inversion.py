@@ -106,6 +106,7 @@ def round_trip(
         if check and restored is None:
             back = task.and_back(torch.arange(len(pixels)), found.walk.state)
             restored = Restored(task.to_pixels(back.x), back.evaluations)
+            found = found._replace(reached=recipe.inverse.reached(task.pixels, restored.pixels))
     latents = with_health(_latents(model, recipe, found))
     return latents if restored is None else with_quality(latents, pixels, restored.pixels), restored
 

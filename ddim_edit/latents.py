@@ -40,7 +40,7 @@ class Header(TypedDict):
 
 @dataclass(frozen=True)
 class InversionReport:
-    """How well the steps toward noise were solved for one photo. The last two of its tuples have one entry a step.
+    """How well the steps toward noise were solved for one photo. Its tuples have an entry for every step that was.
 
     Args:
         reached: whether the photo comes back as well as was asked for; None where nothing was asked for.

@@ -59,7 +59,9 @@ TABLE = {
     "solvers.quadrature": May("schedule", "numpy torch"),
     "solvers.fixed_point": May("solvers.base", "torch"),
     "solvers.spending": May("grid"),
-    "solvers.implicit": May("schedule grid denoiser solvers.base solvers.fixed_point solvers.spending", "torch"),
+    "solvers.implicit": May(
+        "schedule grid denoiser solvers.base solvers.ddim solvers.fixed_point solvers.spending", "torch"
+    ),
     "solvers.runge_kutta": May("schedule grid denoiser solvers.base solvers.ddim solvers.quadrature", "torch"),
     "solvers.multistep": May(
         "schedule grid denoiser solvers.base solvers.ddim solvers.quadrature solvers.runge_kutta", "torch"
@@ -95,7 +97,7 @@ TABLE = {
     "task": May("errors grid denoiser solvers ode metrics", "torch"),
     "inverse": May("errors grid noise ode solvers task", "torch"),
     "recipe": May("errors grid denoiser solvers inverse models.base latents"),
-    "decoding": May("errors grid denoiser noise solvers solvers.base ode models.base latents recipe", "torch"),
+    "decoding": May("errors grid denoiser noise inverse solvers solvers.base ode models.base latents recipe", "torch"),
     "inversion": May(
         "errors schedule grid denoiser solvers ode metrics task inverse models.base latents recipe decoding", "torch"
     ),

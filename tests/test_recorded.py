@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import ddim_edit as de
 from ddim_edit import models
-from ddim_edit.errors import ConfigError, InversionError
+from ddim_edit.errors import ConfigError, InversionError, LatentsError
 from ddim_edit.images import read_image, to_uint8
 from ddim_edit.metrics import mse
 from ddim_edit.noise import GivenNoise
@@ -113,6 +114,23 @@ class TestCodes:
         assert mse(frames[1:], frames[:-1]).min() > 1e-5
         assert frames.abs().max() < 2  # nothing blows up between them
 
+    @pytest.mark.parametrize("steps", [5, 10])
+    def test_photos_come_back_from_grids_that_begin_with_much_noise(self, steps: int):
+        model = mixture_model()
+        latents = recorded(model, photos(3), de.Ddim(1.0), de.Grid.build(model.schedule, steps, "trailing"))
+        assert len(latents.how["timesteps"]) == steps + 1  # pyright: ignore[reportArgumentType]
+        assert min(photo.quality.psnr for photo in latents.photos if photo.quality) > 80
+        assert all(photo.inversion and len(photo.inversion.iterations) == 1 for photo in latents.photos)
+
+    def test_noise_of_another_grid_or_eta_is_refused(self):
+        model = mixture_model()
+        latents = recorded(model, photos(1), grid=de.Grid.from_timesteps(model.schedule, [0, 100, 500, 900]))
+        another = de.Grid.from_timesteps(model.schedule, [0, 200, 500, 900])
+        others: list[dict[str, Any]] = [{"grid": another}, {"solver": de.Ddim(1.0)}]
+        for other in others:
+            with pytest.raises(LatentsError, match="recorded on another grid or at another eta; leave both as encoded"):
+                de.decode(model, latents, **other)
+
     def test_what_cannot_be_recorded_is_refused(self):
         model, pixels = mixture_model(), photos(1)
         with pytest.raises(ConfigError, match="adds no noise that could be recorded; use --inverse exact, or an eta"):
@@ -142,6 +160,14 @@ class TestCommands:
         assert made.code == 0, made.stderr
         assert run("decode", "codes", "-o", "out").code == 0
         assert pictures("out/a.png", "out/b.png") == pictures("in/a.png", "in/b.png")
+
+    def test_recorded_noise_is_kept_unless_a_seed_is_asked_for(self, run: Run):
+        assert run("encode", "in", "-o", "codes", "--eta", 0.5, "-n", 10).code == 0
+        for name, flags in (("own", ()), ("other", ("--seed", 3))):
+            assert run("decode", "codes", "--eta", 0.5, *flags, "-o", name).code == 0
+        own, other, truth = (pictures(f"{name}/a.png", f"{name}/b.png") for name in ("own", "other", "in"))
+        assert own == truth
+        assert other != truth
 
     def test_roundtrip_says_so_on_the_models_own_grid(self, run: Run):
         outcome = run("roundtrip", "in", "--json", "--eta", 0.5)
@@ -176,6 +202,8 @@ class TestCommands:
             ("roundtrip in --inverse recorded", 1, "adds no noise that could be recorded"),
             ("roundtrip in --eta 2", 1, "choose it in [0, 1]"),
             ("interpolate in --eta 0.5 --decode-steps 5", 1, "leave the grid as it was"),
+            ("interpolate --seeds 0,1 --solver heun -o out", 2, "--seeds are drawn, not encoded"),
+            ("grid in in --eta 0.5 --mix lol -n 3", 2, "--mix lol is for independent noise"),
         ],
     )
     def test_settings_that_cannot_work_are_refused(self, run: Run, arguments: str, code: int, message: str):

@@ -23,7 +23,7 @@ def report(
     whole, each = total(parts), seconds_each(model, recipe, batch_size)
     return {
         "keys": plan.latents.names,
-        "frames": None if plan.motion.max_step else frames,
+        "frames": len(plan.order) or (None if plan.motion.max_step else frames),
         "segments": segments(len(plan.latents), closed=plan.motion.closed),
         "path": plan.path,
         "steps": {"encode": recipe.grid.steps, "decode": plan.grid.steps},

@@ -166,7 +166,7 @@ def _costs(
     keys.read(model)  # the run would stop at a photo that cannot be read
     size, decoding = keys.asked.source.batch_size, replace(recipe, grid=clip.grid)
     if plan := checkpoint.load(clip.motion, clip.grid):
-        parts = [decoded("frames", decoding, checkpoint.left(plan, size))]
+        clip, parts = plan, [decoded("frames", decoding, checkpoint.left(plan, size))]
     else:
         parts = forecast(recipe, decoding, clip.motion, photos=len(keys.photos), keys=len(keys), frames=frames)
     return costs.report(clip, recipe, frames, parts, model, size)

@@ -51,6 +51,8 @@ class Asked:
                     "Latents keep the grid, condition, method and eta that they were encoded with; use --decode-steps."
                 )
         if self.seeds:
+            if self.source.chosen or self.method != Method():
+                raise click.UsageError("--seeds are drawn, not encoded; leave out --limit, --fit and how to encode.")
             return Keys(self, seeds=self.seeds)
         if given:
             return Keys(self, given=Latents.join([Latents.load(path) for path in self.source.photos]))

@@ -152,10 +152,12 @@ def decode(  # noqa: PLR0913
     text = run.picture_metadata(record.description) if metadata else None
     remaining = iter(paths)
     seeds = iter(range(seed, seed + len(paths)))  # one a picture, however the pictures are spread over files
+    reseeded = ctx.get_parameter_source("seed") is click.core.ParameterSource.COMMANDLINE
     total = sum(len(part) * recipe.grid.steps for part, recipe in zip(loaded, recipes, strict=True))
     with run.Progress("decode", total, shown=running.progress) as bar:
         for part, recipe in zip(loaded, recipes, strict=True):
-            own = list(islice(seeds, len(part))) if randomness.eta else ()
+            drawn = randomness.eta and (part.noises is None or reseeded)  # latents with noise of their own keep it
+            own = list(islice(seeds, len(part))) if drawn else ()
             for _, pictures in decode_in_batches(model, part, recipe, batch_size=batch_size, seeds=own, on_step=bar):
                 for picture in pictures:
                     write_image(picture, next(remaining), metadata=text)

@@ -2,7 +2,7 @@
 
 Solves r(x) = 0 for every photo of a batch by x <- x + r(x), sped up by the photo's own history (Walker and Ni,
 SIAM J. Numer. Anal. 49, 2011: type II). The network runs on the photos that are not finished yet; everything else is
-done for each photo alone and in float64, so that a photo's result does not depend on its batch.
+done for each photo alone and in float64, so that a photo's result depends on its batch no more than the network's.
 """
 
 import math
@@ -55,7 +55,8 @@ def solve(
         x; what was reached: `residual` is the RMS of the last r seen, and x is one step beyond it (of a photo that
         stalled, they are the best x and its residual); and the last moves.
     """
-    searches = [_Search(x.double(), guess.dtype, relax) for x in guess]
+    home = torch.device("cpu") if guess.device.type == "mps" else guess.device  # MPS has no float64
+    searches = [_Search(x.to(home).double(), guess.dtype, relax) for x in guess]
     if hints:
         for row, search in enumerate(searches):
             search.hint(hints.dx[row], hints.dr[row])
@@ -64,7 +65,7 @@ def solve(
     while len(rows):
         updates = residual(rows, x[rows])
         for row, r in zip(rows.tolist(), updates, strict=True):
-            searches[row].take(r.double())
+            searches[row].take(r.to(home).double())
             x[row] = searches[row].x.to(x)
         done = [searches[row].over or enough(row, searches[row].last, searches[row].looks) for row in rows.tolist()]
         rows = rows[~torch.tensor(done)]

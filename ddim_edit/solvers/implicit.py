@@ -17,6 +17,7 @@ from ddim_edit.denoiser import Denoiser, Prediction, select_rows
 from ddim_edit.grid import Grid
 from ddim_edit.schedule import Level
 from ddim_edit.solvers.base import Solver, State, UndoneBy
+from ddim_edit.solvers.ddim import Ddim
 from ddim_edit.solvers.fixed_point import Enough, Moves, solve
 from ddim_edit.solvers.spending import outlooks, scale_of, worth_another_look
 
@@ -117,6 +118,15 @@ class Implicit(Solver):
         return there.signal * x0 + there.noise / here.noise * (y - here.signal * x0)
 
 
+def first_noisy(denoise: Denoiser, grid: Grid, i: int, state: State, looks: int) -> tuple[State, Prediction]:
+    """The x at grid[i] from which DDIM decodes to state.x, as well as so many looks solve it.
+
+    For solvers whose walks begin there: a photo has no other x that it comes back from.
+    """
+    solver = Implicit(Ddim(), torch.zeros(1, dtype=torch.float64), limit=looks)
+    return solver.toward_noise(denoise, grid, i, state)
+
+
 def _hints(here: Level, there: Level, state: State) -> Moves | None:
     """How r answers moves at `there`, from how it did in the step before.
 
@@ -140,7 +150,7 @@ def _gain(here: Level, there: Level) -> float:
     With no signal left at `there` nothing of the photo is in x, and it is the noise that is handed on.
     """
     gain = there.signal / here.signal
-    return gain if gain > 1e-3 or not here.noise else there.noise / here.noise
+    return gain if gain > 1e-3 else there.noise / (here.noise or 1.0)
 
 
 def _relaxation(here: Level, there: Level) -> float:

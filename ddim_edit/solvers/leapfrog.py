@@ -12,14 +12,13 @@ prediction at level i makes between the two levels beside it,
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ddim_edit.denoiser import Denoiser, Prediction
 from ddim_edit.grid import Grid
 from ddim_edit.solvers.base import Solver, State, UndoneBy
 from ddim_edit.solvers.ddim import Ddim
-from ddim_edit.solvers.implicit import Implicit
+from ddim_edit.solvers.implicit import first_noisy
 
 FIRST_STEP = 4  # evaluations for the one implicit step, from the photo to x_1
 LATTICE = 2.0**24  # points per unit: sums and differences of lattice points are exact in float64
@@ -43,8 +42,7 @@ class Leapfrog(Solver):
         """From (x_(i-1), x_(i-2)) to (x_i, x_(i-1)); the first x_1 is the one from which DDIM decodes to the photo."""
         x = self.rounded(state.x)
         if not state.memory:
-            first = Implicit(Ddim(), torch.zeros(1, dtype=torch.float64), limit=FIRST_STEP)
-            moved, prediction = first.toward_noise(denoise, grid, i, replace(state, x=x, solved=()))
+            moved, prediction = first_noisy(denoise, grid, i, replace(state, x=x, solved=()), FIRST_STEP)
             return replace(moved, x=self.rounded(moved.x), memory=(x,), solved=()), prediction
         prediction = denoise(x, grid[i - 1])
         x_next = state.memory[0] + self.rounded(_change(prediction, grid, i - 1))

@@ -17,7 +17,7 @@ from ddim_edit.grid import Grid
 from ddim_edit.schedule import Level
 from ddim_edit.solvers.base import Solver, State, StepNoise, UndoneBy
 from ddim_edit.solvers.ddim import Ddim
-from ddim_edit.solvers.implicit import Implicit
+from ddim_edit.solvers.implicit import first_noisy
 
 FIRST_STEP = 6  # evaluations for the step at the clean end, which adds no noise and is solved instead
 
@@ -64,11 +64,10 @@ class Recorder(Solver):
         return self.inner.deterministic
 
     @classmethod
-    def of(cls, inner: Ddim, x0: Tensor, denoise: Denoiser, grid: Grid) -> "tuple[Recorder, Tensor]":
-        """The recorder of these photos, with x1 solved for, and the evaluations (B,) that this took."""
-        solver = Implicit(Ddim(), torch.zeros(1, dtype=torch.float64), limit=FIRST_STEP)
-        first, _ = solver.toward_noise(denoise, grid, 1, State.start(x0))
-        return cls(inner, x0, first.x), first.evaluations
+    def of(cls, inner: Ddim, x0: Tensor, denoise: Denoiser, grid: Grid) -> "tuple[Recorder, State]":
+        """The recorder of these photos, with x1 solved for, and what this took."""
+        first, _ = first_noisy(denoise, grid, 1, State.start(x0), FIRST_STEP)
+        return cls(inner, x0, first.x), first
 
     def start(self, grid: Grid, drawn: Tensor, noise: StepNoise) -> State:
         """The photos in `drawn` noise at the top of the grid; `noise` draws the versions below."""
