@@ -20,7 +20,7 @@ from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.solvers import Ddim, Solver
 from ddim_edit.task import Inverted, Restored, Task
 
-OVERSHOOT = 2.0  # a decoded picture that was never rounded may leave [-1, 1] by a little; 8-bit values are far beyond
+OVERSHOOT = 5.0  # a drawn picture that was never rounded may leave [-1, 1]; 8-bit values are far beyond
 GOOD_PSNR = 30.0  # dB; below it a difference is easily seen
 STEPS, SPACING = 20, "quadratic"  # by default; benchmarks/inversion.py says why
 
