@@ -113,7 +113,10 @@ def draw(settings: dict[str, list[dict]], path: Path) -> None:
         points = axis.scatter(
             x, y, c=[colour], vmin=min(kurtosis), vmax=max(kurtosis), marker=shape, s=70, cmap="viridis", zorder=3
         )
-        axis.annotate(setting, (x, y), xytext=(6, 3), textcoords="offset points", fontsize=7)
+        axis.annotate(
+            setting, (x, y), xytext=(6, -9 if "quadratic" in setting else 3), textcoords="offset points", fontsize=7
+        )
+    axis.margins(x=0.25)  # room for the names
     axis.set(xscale="log", yscale="log", xlabel="network evaluations to encode a photo", ylabel="mean MSE on [0, 1]")
     figure.colorbar(points, label="excess kurtosis of x_T (a Gaussian has 0)")
     axis.grid(alpha=0.3, which="both")

@@ -76,7 +76,7 @@ def tiny(run, model):
     """
 
     def go(command, *arguments):
-        latents = any(".safetensors" in str(argument) for argument in arguments[:1])
+        latents = any(".safetensors" in str(argument) or argument == "--seeds" for argument in arguments[:1])
         plain = command in ("encode", "roundtrip", "interpolate") and not latents and "--inverse" not in arguments
         outcome = run(command, "--model", model, *arguments, *(("--inverse", "explicit") if plain else ()))
         assert outcome.code == 0, outcome.stderr
