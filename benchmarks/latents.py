@@ -20,6 +20,7 @@ from torch import Tensor
 from ddim_edit.datasets import read_photo_set
 from ddim_edit.decoding import sample
 from ddim_edit.denoiser import Condition, PredictionType, interpret
+from ddim_edit.images import to_tensor, to_uint8
 from ddim_edit.inverse import Exact, Inverse
 from ddim_edit.inversion import default_grid, encode
 from ddim_edit.latents import Latents
@@ -34,10 +35,7 @@ BUDGETS = (12, 20, 30, 40)
 
 def encoded(model: Model, pixels: Tensor, steps: int, inverse: Inverse | None) -> Latents:
     """By fours, which keeps memory small."""
-    parts = [encode(model, part, grid=steps, inverse=inverse) for part in pixels.split(4)]
-    return replace(
-        parts[0], x=torch.cat([part.x for part in parts]), photos=tuple(p for part in parts for p in part.photos)
-    )
+    return Latents.join([encode(model, part, grid=steps, inverse=inverse) for part in pixels.split(4)])
 
 
 def mean(values: Sequence[float]) -> str:
@@ -61,7 +59,7 @@ def recovery(model: Model, count: int, steps: int) -> None:
     """Relative error of x_T, from the picture as it was decoded and from its 8-bit copy."""
     grid, truth = default_grid(model.schedule, steps), gaussian(range(count), model.shape)
     pixels = torch.cat([sample(model, part, grid=grid) for part in truth.split(4)])
-    rounded = ((pixels + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+    rounded = torch.stack([to_tensor(picture) for picture in to_uint8(pixels)])
     print("| tolerance, RMS on [0, 1] | evaluations | error of x_T, relative, mean | median | worst |")
     print("| --- " * 5 + "|")
     for name, picture in (("float", pixels), ("8 bit", rounded)):
@@ -88,7 +86,7 @@ def saying(model: Model, kind: PredictionType) -> Model:
 
 def predictions(model: Model, photos: Path, count: int, steps: int) -> None:
     """Error against budget for each prediction type."""
-    pixels = read_photo_set(photos, model.image_size).pixels[:count].float() / 127.5 - 1
+    pixels = read_photo_set(photos, model.image_size, limit=count).scaled
     print("| prediction | " + " | ".join(f"{budget} evaluations" for budget in BUDGETS) + " |\n" + "| --- " * 5 + "|")
     for kind in PredictionType:
         changed = saying(model, kind)

@@ -41,6 +41,11 @@ class PhotoSet:
         return len(self.pixels)
 
     @property
+    def scaled(self) -> Tensor:
+        """The pixels as networks take them: (N, 3, H, W) float32 in [-1, 1]."""
+        return self.pixels.float() / 127.5 - 1
+
+    @property
     def digest(self) -> str:
         """A hash of pixels and classes, which tells whether a resumed run sees the photos that it began with."""
         content = hashlib.sha256(self.pixels.numpy().tobytes())

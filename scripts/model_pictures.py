@@ -23,9 +23,8 @@ STEPS, GUIDANCE, BATCH = 50, 2.0, 16
 def draw(model: de.Model, count: int, label: str | None = None) -> Tensor:
     """(count, 3, H, W) from the seeds 0, 1, ..."""
     denoiser = model.denoiser(label, guidance=GUIDANCE if label else 1.0)
-    seeds = [list(part) for part in torch.arange(count).split(BATCH)]
-    parts = [de.sample(model, [int(seed) for seed in part], grid=STEPS, denoiser=denoiser) for part in seeds]
-    return torch.cat(parts).clamp(-1, 1)
+    seeds = [part.tolist() for part in torch.arange(count).split(BATCH)]
+    return torch.cat([de.sample(model, part, grid=STEPS, denoiser=denoiser) for part in seeds]).clamp(-1, 1)
 
 
 def nearest(samples: Tensor, photos: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +53,7 @@ def main() -> None:
     write(samples, 8, args.out / "samples.png")
     write(torch.cat([draw(model, 16, name) for name in CLASSES]), 16, args.out / "classes.png", row_titles=CLASSES)
 
-    pixels = read_photo_set(args.photos, model.image_size).pixels.float() / 127.5 - 1
+    pixels = read_photo_set(args.photos, model.image_size).scaled
     alike, distances = nearest(samples[:16], pixels)
     captions = [[""] * 8, [f"{d:.3f}" for d in distances[:8]], [""] * 8, [f"{d:.3f}" for d in distances[8:]]]
     pairs = torch.cat([samples[:8], alike[:8], samples[8:16], alike[8:]])

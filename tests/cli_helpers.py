@@ -21,6 +21,11 @@ class Outcome(NamedTuple):
     stdout: str
     stderr: str
 
+    @property
+    def said(self) -> str:
+        """What stderr says, however its lines are wrapped."""
+        return " ".join(self.stderr.split())
+
 
 def run_cli(*arguments: object, capsys: pytest.CaptureFixture[str]) -> Outcome:
     """Run `ddim-edit` with these arguments; whatever escapes except SystemExit fails the test."""

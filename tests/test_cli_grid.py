@@ -144,5 +144,5 @@ def test_what_is_no_grid_is_refused_before_a_model_is_loaded(
         save_photo(tmp_path / path, seed)
     refused = partial(run_cli, capsys=capsys)("grid", *arguments, "--model", "nonesuch")
     assert refused.code == code
-    assert message in " ".join(refused.stderr.split())
+    assert message in refused.said
     assert {path.name for path in tmp_path.iterdir()} == {"in"}

@@ -189,7 +189,7 @@ def test_settings_that_cannot_work_end_with_one_line_before_any_work(
     monkeypatch.setattr(models, "load_model", lambda *given, **settings: model)
     outcome = run(command, "in", *flags.split(), *(("-o", "out") if command == "encode" else ()))
     assert outcome.code == code
-    assert message in " ".join(outcome.stderr.split())
+    assert message in outcome.said
     assert outcome.stdout == ""
     assert calls == []
     assert not (tmp_path / "out").exists()

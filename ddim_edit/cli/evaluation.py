@@ -70,7 +70,7 @@ def evaluate_model(  # noqa: PLR0913
     with run.Progress("evaluate", len(found) * each, shown=progress) as bar:
         result = evaluate(
             model,
-            found.pixels.float() / 127.5 - 1,
+            found.scaled,
             _indices(model, found) if labels == "true" else None,
             timesteps=levels,
             draws=draws,

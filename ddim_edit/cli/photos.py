@@ -1,7 +1,7 @@
 """`encode`, `decode` and `roundtrip`: photos to latents and back."""
 
 import json
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -11,6 +11,8 @@ from ddim_edit.cli import options, run
 from ddim_edit.cli.method import Method, fitted, method_options
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ddim_edit.batch import RoundTrip
     from ddim_edit.latents import Latents, PhotoRecord
     from ddim_edit.recipe import Recipe
@@ -108,7 +110,7 @@ def _encoded_line(photo: "PhotoRecord", steps: int, as_json: bool) -> str:
 @options.grid_options
 @options.condition_options
 @options.eta_options
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise where eta > 0.")
+@click.option("--seed", type=click.IntRange(0), help="Of noise, at eta > 0.  [default: 0, or what the latents carry]")
 @options.batch_option
 @click.option("--force", is_flag=True, help="Decode although the latents come from another model.")
 @options.metadata_option
@@ -124,7 +126,7 @@ def decode(  # noqa: PLR0913
     grid: options.GridChoice,
     condition: options.Condition,
     randomness: options.Randomness,
-    seed: int,
+    seed: int | None,
     batch_size: int,
     force: bool,
     metadata: bool,
@@ -151,17 +153,21 @@ def decode(  # noqa: PLR0913
     record = run.Record(run.describe_run(ctx, model, levels), outputs=paths)
     text = run.picture_metadata(record.description) if metadata else None
     remaining = iter(paths)
-    seeds = iter(range(seed, seed + len(paths)))  # one a picture, however the pictures are spread over files
-    reseeded = ctx.get_parameter_source("seed") is click.core.ParameterSource.COMMANDLINE
     total = sum(len(part) * recipe.grid.steps for part, recipe in zip(loaded, recipes, strict=True))
     with run.Progress("decode", total, shown=running.progress) as bar:
-        for part, recipe in zip(loaded, recipes, strict=True):
-            drawn = randomness.eta and (part.noises is None or reseeded)  # latents with noise of their own keep it
-            own = list(islice(seeds, len(part))) if drawn else ()
-            for _, pictures in decode_in_batches(model, part, recipe, batch_size=batch_size, seeds=own, on_step=bar):
+        for part, recipe, seeds in zip(loaded, recipes, _seeds_of(loaded, seed, randomness), strict=True):
+            for _, pictures in decode_in_batches(model, part, recipe, batch_size=batch_size, seeds=seeds, on_step=bar):
                 for picture in pictures:
                     write_image(picture, next(remaining), metadata=text)
     return run.finish(record, output, (), done=len(paths), running=running)
+
+
+def _seeds_of(loaded: "Sequence[Latents]", seed: int | None, randomness: options.Randomness) -> list[list[int]]:
+    """Of the noise to draw: one a picture, however the pictures are spread over files; none for noise they carry."""
+    seeds = count(seed or 0)
+    own = [list(islice(seeds, len(part))) for part in loaded]
+    drawn = [bool(randomness.eta) and (seed is not None or part.noises is None) for part in loaded]
+    return [numbers if needed else [] for numbers, needed in zip(own, drawn, strict=True)]
 
 
 @click.command()

@@ -77,7 +77,7 @@ class Implicit(Solver):
             enough=self._enough(grid, i, state, unit),
             relax=_relaxation(here, there) if self.warm else 1.0,
             hints=_hints(here, there, state) if self.warm else None,
-            keep=KEPT_MOVES,
+            keep=KEPT_MOVES if self.warm else 0,
         )
         found = found._replace(residual=found.residual / unit, first=found.first / unit)
         prediction = _implied(here, there, y, x)
@@ -89,20 +89,12 @@ class Implicit(Solver):
     def _enough(self, grid: Grid, i: int, state: State, unit: float) -> Enough:
         """When the step to grid[i] is solved well enough, photo by photo."""
         tolerance = (self.tolerance * unit).expand(len(state.x)).tolist()
-        steps = outlooks(grid)
-        spent = sum((found.iterations for found in state.solved), torch.zeros(len(state.x), dtype=torch.int64))
-        left = None if self.budget is None else (self.budget - spent).tolist()
-        firsts = [[float(found.first[row]) for found in state.solved] for row in range(len(state.x))]
+        spent = None if self.budget is None else _spent(self.budget, grid, i, state, unit)
 
         def enough(row: int, residual: float, looks: int) -> bool:
             if residual <= tolerance[row] or looks >= self.limit:
                 return True
-            if left is None:
-                return False
-            if looks == 1:
-                firsts[row].append(residual / unit)
-            scale = scale_of(firsts[row], steps)
-            return not worth_another_look(steps, i - 1, residual / unit, scale, left[row] - looks)
+            return spent is not None and spent(row, residual, looks)
 
         return enough
 
@@ -116,6 +108,22 @@ class Implicit(Solver):
             ratio = (here.log_snr - there.log_snr) / (grid[i - 2].log_snr - here.log_snr)
             x0 = x0 + AHEAD * ratio * (x0 - before)
         return there.signal * x0 + there.noise / here.noise * (y - here.signal * x0)
+
+
+def _spent(budget: Tensor, grid: Grid, i: int, state: State, unit: float) -> Enough:
+    """When the budget of a photo does more in later steps than in the one to grid[i]."""
+    steps = outlooks(grid)
+    used = sum((found.iterations for found in state.solved), torch.zeros(len(state.x), dtype=torch.int64))
+    left = (budget - used).tolist()
+    firsts = [[float(found.first[row]) for found in state.solved] for row in range(len(state.x))]
+
+    def spent(row: int, residual: float, looks: int) -> bool:
+        if looks == 1:
+            firsts[row].append(residual / unit)
+        scale = scale_of(firsts[row], steps)
+        return not worth_another_look(steps, i - 1, residual / unit, scale, left[row] - looks)
+
+    return spent
 
 
 def first_noisy(denoise: Denoiser, grid: Grid, i: int, state: State, looks: int) -> tuple[State, Prediction]:

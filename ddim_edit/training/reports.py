@@ -66,7 +66,7 @@ class Watch:
             return None
         labels = self.model.labels
         own = labels_of(self.held_out, labels).tolist() if labels and labels.null is None else None
-        pixels = self.held_out.pixels.float() / 127.5 - 1
+        pixels = self.held_out.scaled
         level = 3 * len(self.model.schedule) // 10
         return evaluate_model(self.model, pixels, own, timesteps=[level], draws=2, batch_size=self.batch_size)
 
