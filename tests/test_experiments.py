@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -127,6 +128,25 @@ def test_the_report_stands_alone(name, done, place):
     assert str(place) not in page
     pictures = [*files_in(folder / "figures"), *files_in(folder / "sheets")]
     assert page.count("<img") == sum(file.endswith(".png") for file in pictures)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open reports in; on Debian: apt install chromium")
+@every_experiment
+def test_the_report_opens_in_a_browser_without_a_network_or_complaints(name, done, tmp_path):
+    page = (done(name) / "report.html").resolve()
+    shot = tmp_path / "shot.png"
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    offline = "--host-resolver-rules=MAP * ~NOTFOUND"
+    watched = ["--enable-logging=stderr", f"--screenshot={shot}", "--window-size=1000,1400"]
+    command = [CHROMIUM, *quiet, offline, *watched, page.as_uri()]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stderr
+    assert [line for line in said.splitlines() if "CONSOLE" in line] == []
+    picture = read_picture(shot)
+    assert picture.shape[1:] == (1400, 1000)
+    assert picture.std() > 0.1  # a blank page has none
 
 
 def test_the_command_in_the_result_repeats_the_run(conduct, done, tmp_path):

@@ -68,6 +68,7 @@ def report_html(experiment: Experiment, results: Results, charts: Sequence[Chart
     """One page with everything in it: tables, charts, sheets, methods."""
     known = results.description
     unfinished = "" if known["complete"] else "<p><strong>This run is not complete; repeat its command.</strong></p>"
+    hidden = any(not measure.shown for measure in experiment.measures)
     sections = [
         f"<h1>{_escape(experiment.title)}</h1><p>{_escape(experiment.text)}</p>{unfinished}",
         f"<pre>{_escape(str(known['command']))}</pre>",
@@ -76,7 +77,7 @@ def report_html(experiment: Experiment, results: Results, charts: Sequence[Chart
         *(["<h2>Methods compared</h2>" + _pairs(experiment, results)] if results.pairs else []),
         *(["<h2>Pictures</h2>"] if sheets else []),
         *(_picture(results.root / "sheets" / f"{s.name}.png", s.caption, "sheet") for s in sheets),
-        "<h2>All measures</h2>" + _summary(experiment, results, shown=False),
+        *(["<h2>All measures</h2>" + _summary(experiment, results, shown=False)] if hidden else []),
         f"<h2>Methods</h2><pre>{_escape(methods_text(experiment, results))}</pre>",
         "<h2>Files</h2><p>rows.csv: one row per image and setting. summary.csv, summary.json and paired.csv: the "
         "tables above. table.tex: for LaTeX (booktabs). figures/: PDF, PNG and the numbers. result.json: settings, "

@@ -118,11 +118,13 @@ def method_names(pair: Pair) -> tuple[str, str]:
 
 
 def number_text(value: float) -> str:
-    """Three significant digits, for people."""
+    """Three significant digits, for people; whole numbers, which are counts and timesteps, as they are."""
     if math.isnan(value):
         return "-"
-    if value == 0 or 1e-3 <= abs(value) < 1e4:
-        digits = 3 - 1 - math.floor(math.log10(abs(value))) if value else 0
+    if value.is_integer() and abs(value) < 1e4:
+        return f"{value:.0f}"
+    if 1e-3 <= abs(value) < 1e4:
+        digits = 3 - 1 - math.floor(math.log10(abs(value)))
         return f"{value:.{min(max(digits, 0), 5)}f}"
     return f"{value:.2e}"
 

@@ -85,9 +85,7 @@ def _panel(results: Results, step: str, name: str) -> list[Tensor]:
 def _charts(results: Results) -> Iterator[Chart]:
     curve = against(results, "distance", along="step")
     title = "How soon the predicted x0 is the final picture"
-    yield Chart(
-        "prediction_error", title, "step", "mean squared distance to the final picture, on [0, 1]", curve, log="y"
-    )
+    yield Chart("prediction_error", title, "step", "MSE to the final picture, on [0, 1]", curve, log="y")
 
 
 def _sheets(results: Results) -> Iterator[Sheet]:
