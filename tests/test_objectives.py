@@ -12,7 +12,7 @@ from torch.distributions import Normal, kl_divergence
 from ddim_edit.denoiser import PredictionType, interpret
 from ddim_edit.models.previous import FromPrevious
 from ddim_edit.schedule import NoiseSchedule
-from ddim_edit.training.objectives import TARGETS, Noised, Objective, snr_weights
+from ddim_edit.training.objectives import TARGETS, Noised, Objective, moments_error, snr_weights
 from ddim_edit.training.optimizers import rate_factor
 from ddim_edit.training.timesteps import HISTORY, SAMPLERS, LossSecondMoment, Stratified
 
@@ -151,6 +151,50 @@ class TestTargets:
         snr = ALPHA_BAR / (1 - ALPHA_BAR)
         assert np.allclose(snr_weights(SCHEDULE, "sample", most=5), snr.clamp(max=5))
         assert np.allclose(snr_weights(SCHEDULE, "epsilon", most=np.inf, least=1), (1 / snr).clamp(min=1))
+
+
+class TestMoments:
+    """The mean and the size of the noise, which group norms hide."""
+
+    def test_each_counts_in_its_own_units(self):
+        eps = gaussian_noise(5, 400, 3, 16, 16)
+        seen = torch.zeros(400)
+        means = eps.mean((2, 3), keepdim=True)
+        blind = moments_error(eps - means, eps, seen).mean()
+        assert blind == pytest.approx(1, abs=0.15)  # 1 for the means, and 3 of 768 parts of the size
+        sizes = eps.square().mean((1, 2, 3), keepdim=True).sqrt()
+        centred = eps - means
+        unsized = moments_error(centred / sizes + means, eps, seen).mean()
+        assert unsized == pytest.approx(0.5, abs=0.1)  # the variance of the norm of Gaussian noise
+
+    def test_only_they_count(self):
+        eps = gaussian_noise(6, 2, 3, 8, 8)
+        other = gaussian_noise(7, 2, 3, 8, 8)
+        other -= other.mean((2, 3), keepdim=True)
+        centred = eps - eps.mean((2, 3), keepdim=True)
+        along = (other * centred).sum((1, 2, 3), keepdim=True) / centred.square().sum((1, 2, 3), keepdim=True)
+        assert moments_error(eps + other - along * centred, eps, torch.zeros(2)).max() < 1e-20
+
+    def test_they_fade_where_the_photo_hides_them(self):
+        eps = gaussian_noise(8, 3, 3, 8, 8)
+        error = moments_error(0.9 * eps, eps, torch.tensor([0.0, 4 / 64, 1e6]))
+        assert float(error[0]) == pytest.approx(float(moments_error(0.9 * eps, eps, torch.zeros(3))[0]))
+        full = moments_error(0.9 * eps, eps, torch.zeros(3))
+        assert float(error[1] / full[1]) == pytest.approx(0.5)
+        assert error[2] < 1e-5 * full[2]
+
+    def test_they_are_added_for_every_target_alike(self):
+        data = noised()
+        wrong = data.x0 + 0.01 * gaussian_noise(4, *data.x0.shape)
+        signal, noise = SCHEDULE.signal_and_noise(data.t, data.x0)
+        eps = (data.x_t - signal * wrong) / noise
+        outputs = {"epsilon": eps, "sample": wrong, "v_prediction": signal * eps - noise * wrong}
+        snr = ALPHA_BAR[T_ROWS] / (1 - ALPHA_BAR[T_ROWS])
+        for name, out in outputs.items():
+            more = Objective(SCHEDULE, name, moments=0.1)(out, data)
+            plain = Objective(SCHEDULE, name)(out, data)
+            assert torch.allclose(more.total - plain.total, 0.1 * moments_error(eps, data.eps, snr))
+            assert more.mse.equal(plain.mse)
 
 
 class TestTimesteps:

@@ -318,6 +318,8 @@ class TestRefusals:
             ({"loss": "vb", "min_snr": 5}, "min_snr weighs squared errors"),
             ({"target": "x_prev", "min_snr": 5}, "min_snr weighs squared errors"),
             ({"loss": "vb", "snr_floor": 0.1}, "snr_floor weighs squared errors"),
+            ({"loss": "vb", "moments": 0.1}, "moments weighs squared errors"),
+            ({"moments": 0}, "moments is 0; choose a number above 0"),
             ({"min_snr": 5, "snr_floor": 6}, "snr_floor 6 is above min_snr 5; choose it below"),
         ],
     )

@@ -77,6 +77,12 @@ objective = _options(
         metavar="LEAST",
         help="And by no less than this, for colours at high noise; say 0.02.",
     ),
+    click.option(
+        "--moments",
+        type=float,
+        metavar="WEIGHT",
+        help="Weigh the mean and the size of the noise, for colours and grain of samples; say 0.01.",
+    ),
 )
 optimization = _options(
     click.option("--batch-size", type=int, default=16, show_default=True, help="Photos at once, per device."),

@@ -22,6 +22,8 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Settings that the stored state depends on: they may not change when a run goes on.
 _FIXED = ("size", "channels", "layers", "attention", "dropout", "class_cond", "learn_sigma", "diffusion_steps")
 FIXED = (*_FIXED, "schedule", "target", "schedule_sampler", "optimizer", "init", "set_aside", "seed")
+# Settings that weigh squared errors.
+WEIGHTS = ("min_snr", "snr_floor", "moments")
 # Settings that come from the model when one is fine-tuned, with what they are otherwise.
 OF_MODEL: Mapping[str, Any] = {
     "size": 64,
@@ -53,6 +55,7 @@ class TrainConfig:
         schedule_sampler: how timesteps are drawn: `uniform`, `stratified` or `loss-second-moment`.
         min_snr: gamma of the min-SNR weighting, or None for none.
         snr_floor: least weight of the error of x0, or None for none: learn colours at high noise; 0.02 is much.
+        moments: weight of the mean and the size of the noise, or None for none: colours and grain of samples; try 0.01.
         class_cond: learn the photos' classes; the last label is the null class, `none`.
         label_dropout: how often a photo is shown without its class.
         flip: mirror every second photo.
@@ -91,6 +94,7 @@ class TrainConfig:
     schedule_sampler: str = "stratified"
     min_snr: float | None = None
     snr_floor: float | None = None
+    moments: float | None = None
     class_cond: bool = False
     label_dropout: float = 0.1
     flip: bool = True
@@ -184,7 +188,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         (lambda value: value >= 1, "a whole number above 0"),
     ),
     **dict.fromkeys(
-        ("minutes", "lr", "clip_norm", "min_snr", "snr_floor"), (lambda value: value > 0, "a number above 0")
+        ("minutes", "lr", "clip_norm", "min_snr", "snr_floor", "moments"), (lambda value: value > 0, "a number above 0")
     ),
     **dict.fromkeys(("attention", "warmup", "set_aside", "seed"), (lambda value: value >= 0, "0 or more")),
     **dict.fromkeys(("dropout", "label_dropout", "ema"), (lambda value: 0 <= value < 1, "a number in [0, 1)")),
@@ -212,11 +216,11 @@ def _check_pairs(config: TrainConfig) -> None:
         raise ConfigError("loss mse leaves a learned sigma untrained; choose hybrid, vb or rescaled-vb")
     if config.loss == "hybrid" and not config.learn_sigma:
         raise ConfigError("loss hybrid trains a learned sigma; add --learn-sigma, or choose mse")
-    weights = {name: getattr(config, name) for name in ("min_snr", "snr_floor") if getattr(config, name) is not None}
+    weights = {name: getattr(config, name) for name in WEIGHTS if getattr(config, name) is not None}
     if weights and (config.loss not in ("mse", "hybrid") or config.target == "x_prev"):
         name = next(iter(weights))
         raise ConfigError(f"{name} weighs squared errors of epsilon, sample or v; leave it out with vb and x_prev")
-    if len(weights) == 2 and weights["snr_floor"] > weights["min_snr"]:
+    if {"min_snr", "snr_floor"} <= weights.keys() and weights["snr_floor"] > weights["min_snr"]:
         raise ConfigError(f"snr_floor {config.snr_floor:g} is above min_snr {config.min_snr:g}; choose it below")
     if config.init is None:
         _check_network(config)

@@ -48,6 +48,7 @@ class Objective:
             `hybrid` the squared error plus the bound of the learned variance, whose mean gets no gradient.
         min_snr: gamma, or None.
         snr_floor: least weight of the error of x0, or None.
+        moments: weight of the errors of the noise's mean and size beside that, or None; see `moments_error`.
     """
 
     schedule: NoiseSchedule
@@ -55,6 +56,7 @@ class Objective:
     loss: str = "mse"
     min_snr: float | None = None
     snr_floor: float | None = None
+    moments: float | None = None
 
     @cached_property
     def posterior(self) -> Posterior:
@@ -87,9 +89,17 @@ class Objective:
             bound = self._bound(said, learned, noised)
             return Losses(bound * T if self.loss == "rescaled-vb" else bound, mse.detach())
         total = mse if self.weights is None else mse * rows_of(self.weights, noised.t, mse)
+        if self.moments is not None:
+            total = total + self.moments * self._moments(said, noised)
         if self.loss == "hybrid":
             total = total + HYBRID_WEIGHT * T * self._bound(said.detach(), learned, noised)
         return Losses(total, mse.detach())
+
+    def _moments(self, said: Tensor, noised: Noised) -> Tensor:
+        signal, noise = self.schedule.signal_and_noise(noised.t, said)
+        eps = interpret(PredictionType(self.target), noised.x_t, said, signal, noise).eps
+        snr = (signal / noise).square().flatten()
+        return moments_error(eps, noised.eps, snr)
 
     def _bound(self, said: Tensor, learned: Tensor | None, noised: Noised) -> Tensor:
         x0, _, x_t, t = noised
@@ -101,6 +111,21 @@ class Objective:
             return said
         signal, noise = self.schedule.signal_and_noise(t, x_t)
         return self.posterior.mean(interpret(PredictionType(self.target), x_t, said, signal, noise).x0, x_t, t)
+
+
+def moments_error(said: Tensor, eps: Tensor, snr: Tensor) -> Tensor:
+    """(B,) squared errors of the means of the channels and of the size of predicted noise, (B, C, h, w).
+
+    Group norms take both away, so a U-Net hardly sees them, and the plain loss hardly asks: they are C + 1 of C h w
+    numbers. But samples get their colours and their grain from them, because at T an error of eps is an error of x0
+    1 / sqrt(alpha_bar) times as large. A mean counts in units of its standard deviation, the size in about 1.4 of its
+    own. `snr` (B,) fades both where photos hide them: their mean colour varies by about 1/2 in [-1, 1].
+    """
+    pixels = eps[0, 0].numel()
+    error = said - eps
+    mean = pixels * error.mean((2, 3)).square().mean(1)
+    size = (error * eps).flatten(1).sum(1).square() / eps.square().flatten(1).sum(1)
+    return (mean + size) / (1 + pixels / 4 * snr)
 
 
 def snr_weights(schedule: NoiseSchedule, target: str, *, most: float, least: float = 0.0) -> Array:

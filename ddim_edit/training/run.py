@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from ddim_edit.datasets import PhotoSet
 from ddim_edit.errors import ConfigError
 from ddim_edit.noise import generator
-from ddim_edit.training.config import TrainConfig
+from ddim_edit.schedule import NoiseSchedule
+from ddim_edit.training.config import WEIGHTS, TrainConfig
 from ddim_edit.training.data import Batch, Batches, labels_of
 from ddim_edit.training.network import Origin
 from ddim_edit.training.objectives import Objective
@@ -93,7 +94,7 @@ class Training:
             averaged=averaged,
             sampler=SAMPLERS[config.schedule_sampler](len(schedule)),
             batches=_batches(origin, photos, device),
-            objective=Objective(schedule, str(config.target), config.loss, config.min_snr, config.snr_floor),
+            objective=_objective(config, schedule),
             digest=photos.digest,
         )
 
@@ -180,6 +181,11 @@ class Training:
             t, total = cast(tuple[Tensor, Tensor], self.accelerator.gather((t, total)))
             self.sampler.learn(t.cpu(), total.cpu())
         return losses.mse.mean()
+
+
+def _objective(config: TrainConfig, schedule: NoiseSchedule) -> Objective:
+    weights = {name: getattr(config, name) for name in WEIGHTS}
+    return Objective(schedule, str(config.target), config.loss, **weights)
 
 
 def _batches(origin: Origin, photos: PhotoSet, device: torch.device) -> Batches:
