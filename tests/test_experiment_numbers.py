@@ -83,6 +83,13 @@ def test_a_ratio_of_means_is_not_a_mean_of_ratios():
     assert float(ratio_of_means(np.array([1.0, 1.0]), np.array([1.0, 3.0]))) == 0.5
 
 
+def test_values_that_differ_by_round_off_have_an_interval_of_no_width():
+    for seed in range(20):
+        base = np.random.default_rng(seed).normal(size=20)
+        found = statistics.interval([base - (base + 0.1)], mean)
+        assert found.low == found.high == found.value == pytest.approx(-0.1)
+
+
 def test_methods_are_compared_image_by_image_within_the_same_rest_of_the_setting():
     base = DRAW.normal(size=20)
     rows = toy_rows({("a", 1): base, ("b", 1): base + 0.1, ("a", 2): base, ("b", 2): base[::-1]})

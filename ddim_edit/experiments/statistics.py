@@ -63,7 +63,7 @@ def interval(columns: Sequence[Array], statistic: Statistic) -> Interval:
     images = len(columns[0])
     if images < 2 or not math.isfinite(value):
         return Interval(value, math.nan, math.nan)
-    if all((values == values[0]).all() for values in columns):
+    if all(np.allclose(values, values[0], rtol=1e-9, atol=0) for values in columns):  # or BCa may divide 0 by 0
         return Interval(value, value, value)
     size = images * len(columns)
     count = max(_FEWEST, min(RESAMPLES, int(_BUDGET / size)))

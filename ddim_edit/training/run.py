@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from ddim_edit.datasets import PhotoSet
 from ddim_edit.errors import ConfigError
 from ddim_edit.noise import generator
-from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.training.config import WEIGHTS, TrainConfig
 from ddim_edit.training.data import Batch, Batches, labels_of
 from ddim_edit.training.network import Origin
@@ -94,7 +93,7 @@ class Training:
             averaged=averaged,
             sampler=SAMPLERS[config.schedule_sampler](len(schedule)),
             batches=_batches(origin, photos, device),
-            objective=_objective(config, schedule),
+            objective=_objective(origin),
             digest=photos.digest,
         )
 
@@ -183,9 +182,10 @@ class Training:
         return losses.mse.mean()
 
 
-def _objective(config: TrainConfig, schedule: NoiseSchedule) -> Objective:
+def _objective(origin: Origin) -> Objective:
+    config = origin.config
     weights = {name: getattr(config, name) for name in WEIGHTS}
-    return Objective(schedule, str(config.target), config.loss, **weights)
+    return Objective(origin.schedule, str(config.target), config.loss, **weights)
 
 
 def _batches(origin: Origin, photos: PhotoSet, device: torch.device) -> Batches:
