@@ -53,6 +53,11 @@ class Seen:
     scale: Array
     groups: int
 
+    @property
+    def dealt(self) -> Array:
+        """(n,) group of each channel in the norm: neighbours are together."""
+        return np.arange(len(self.scale)) // (len(self.scale) // self.groups)
+
     def statistics(self, group: Array) -> tuple[Array, Array]:
         """(T, n) mean and spread of the group that each channel is in."""
         mean, spread = np.empty_like(self.mean), np.empty_like(self.mean)
@@ -71,7 +76,7 @@ class Seen:
 
 def search(seen: Seen) -> Array:
     """(n,) new group of each channel."""
-    start = np.arange(len(seen.scale)) // (len(seen.scale) // seen.groups)
+    start = seen.dealt
     mean, spread = seen.statistics(start)
 
     def cost(group: Array) -> float:
@@ -141,8 +146,7 @@ def noised(model: de.Model, photos: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def regroup(module: Any, seen: Seen, group: Array) -> None:
     """Put the channels of each group side by side, with the norm's outputs at the first timestep as they were."""
-    old = np.arange(len(group)) // (len(group) // seen.groups)
-    (old_mean, old_spread), (mean, spread) = seen.statistics(old), seen.statistics(group)
+    (old_mean, old_spread), (mean, spread) = seen.statistics(seen.dealt), seen.statistics(group)
     order = torch.from_numpy(np.argsort(group, kind="stable"))
     norm, block = module.conv_norm_out, module.up_blocks[-1].resnets[-1]
     with torch.no_grad():

@@ -32,6 +32,14 @@ def noised(t: torch.Tensor = T_ROWS) -> Noised:
     return Noised(x0, eps, SCHEDULE.add_noise(x0, eps, t), t)
 
 
+def slightly_wrong(data: Noised) -> dict[str, torch.Tensor]:
+    """Target -> the output of a network that takes the same wrong photos for the true ones."""
+    wrong = data.x0 + 0.01 * gaussian_noise(4, *data.x0.shape)
+    signal, noise = SCHEDULE.signal_and_noise(data.t, data.x0)
+    eps = (data.x_t - signal * wrong) / noise
+    return {"epsilon": eps, "sample": wrong, "v_prediction": signal * eps - noise * wrong}
+
+
 def posterior_mean(x0: torch.Tensor, x_t: torch.Tensor, t: int) -> torch.Tensor:
     """DDPM eq. 7."""
     before = ALPHA_BAR[t - 1] if t else torch.tensor(1.0).double()
@@ -140,10 +148,7 @@ class TestTargets:
 
     def test_min_snr_weighs_every_target_as_the_photo(self):
         data = noised()
-        wrong = data.x0 + 0.01 * gaussian_noise(4, *data.x0.shape)
-        signal, noise = SCHEDULE.signal_and_noise(data.t, data.x0)
-        eps = (data.x_t - signal * wrong) / noise
-        outputs = {"epsilon": eps, "sample": wrong, "v_prediction": signal * eps - noise * wrong}
+        outputs = slightly_wrong(data)
         for bounds in ({"min_snr": 5.0}, {"min_snr": 5.0, "snr_floor": 0.02}, {"snr_floor": 0.02}):
             errors = [Objective(SCHEDULE, name, **bounds)(out, data).total for name, out in outputs.items()]
             assert torch.allclose(errors[0], errors[1])
@@ -185,10 +190,8 @@ class TestMoments:
 
     def test_they_are_added_for_every_target_alike(self):
         data = noised()
-        wrong = data.x0 + 0.01 * gaussian_noise(4, *data.x0.shape)
-        signal, noise = SCHEDULE.signal_and_noise(data.t, data.x0)
-        eps = (data.x_t - signal * wrong) / noise
-        outputs = {"epsilon": eps, "sample": wrong, "v_prediction": signal * eps - noise * wrong}
+        outputs = slightly_wrong(data)
+        eps = outputs["epsilon"]
         snr = ALPHA_BAR[T_ROWS] / (1 - ALPHA_BAR[T_ROWS])
         for name, out in outputs.items():
             more = Objective(SCHEDULE, name, moments=0.1)(out, data)

@@ -81,7 +81,7 @@ objective = _options(
         "--moments",
         type=float,
         metavar="WEIGHT",
-        help="Weigh the mean and the size of the noise, for colours and grain of samples; say 0.01.",
+        help="Weigh the mean and the size of the noise, for colours and grain of samples; say 0.05.",
     ),
 )
 optimization = _options(

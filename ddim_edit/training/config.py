@@ -55,7 +55,7 @@ class TrainConfig:
         schedule_sampler: how timesteps are drawn: `uniform`, `stratified` or `loss-second-moment`.
         min_snr: gamma of the min-SNR weighting, or None for none.
         snr_floor: least weight of the error of x0, or None for none: learn colours at high noise; 0.02 is much.
-        moments: weight of the mean and the size of the noise, or None for none: colours and grain of samples; try 0.01.
+        moments: weight of the mean and the size of the noise, or None for none: colours and grain of samples; try 0.05.
         class_cond: learn the photos' classes; the last label is the null class, `none`.
         label_dropout: how often a photo is shown without its class.
         flip: mirror every second photo.

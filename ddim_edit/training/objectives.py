@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from ddim_edit.denoiser import PredictionType, interpret
+from ddim_edit.denoiser import Prediction, PredictionType, interpret
 from ddim_edit.models.previous import X_PREV
 from ddim_edit.schedule import Array, NoiseSchedule
 from ddim_edit.variational import Posterior, bound_terms, rows_of
@@ -96,10 +96,9 @@ class Objective:
         return Losses(total, mse.detach())
 
     def _moments(self, said: Tensor, noised: Noised) -> Tensor:
-        signal, noise = self.schedule.signal_and_noise(noised.t, said)
-        eps = interpret(PredictionType(self.target), noised.x_t, said, signal, noise).eps
-        snr = (signal / noise).square().flatten()
-        return moments_error(eps, noised.eps, snr)
+        _, eps, x_t, t = noised
+        snr = rows_of(np.exp(2 * self.schedule.log_snr), t, x_t)
+        return moments_error(self._prediction(said, x_t, t).eps, eps, snr.flatten())
 
     def _bound(self, said: Tensor, learned: Tensor | None, noised: Noised) -> Tensor:
         x0, _, x_t, t = noised
@@ -109,8 +108,12 @@ class Objective:
         """Where the network expects x_{t-1}."""
         if self.target == X_PREV:
             return said
+        return self.posterior.mean(self._prediction(said, x_t, t).x0, x_t, t)
+
+    def _prediction(self, said: Tensor, x_t: Tensor, t: Tensor) -> Prediction:
+        """What the network says of photo and noise; x_prev says it in another way."""
         signal, noise = self.schedule.signal_and_noise(t, x_t)
-        return self.posterior.mean(interpret(PredictionType(self.target), x_t, said, signal, noise).x0, x_t, t)
+        return interpret(PredictionType(self.target), x_t, said, signal, noise)
 
 
 def moments_error(said: Tensor, eps: Tensor, snr: Tensor) -> Tensor:
