@@ -171,8 +171,8 @@ def advice(record: PhotoRecord) -> list[str]:
             f"the photo comes back with {record.quality.psnr:.1f} dB, visibly changed; "
             "use more steps (-n), or photos like those the model was trained on"
         )
-    if record.health and (line := health_advice(record.health)):
-        lines.append(line)
+    found = [health_advice(health) for health in (record.health, record.second_health) if health]
+    lines += dict.fromkeys(line for line in found if line)
     return lines
 
 

@@ -55,6 +55,7 @@ class Motion:
         over: see `pacing.paced_positions`.
         ease: a curve between neighbouring keys, applied after pacing; see `pacing.EASES`.
         max_step: instead of a number of frames: as many as it takes for no step to be larger, in the unit of `pace`.
+            It bisects the path instead of measuring its pace: `pilot` is without effect, `over` and `ease` impossible.
         endpoints: how keys meet their photos. `decoded`: as they decode. `paste`: the photo takes the place of its
             key's frame, and pops. `exact`: what decoded keys miss of their photos is added, fading from key to key.
         correct: see `corrections.corrected`.
@@ -84,10 +85,19 @@ class Motion:
         ):
             if value not in known:
                 raise ConfigError(f"{name}={value!r} is not known; choose {', '.join(map(str, known))}")
-        if self.max_step is not None and not self.max_step > 0:
-            raise ConfigError(f"max_step={self.max_step:g}; choose a distance above 0")
-        if self.max_step is not None and self.pace == "none":
-            raise ConfigError(f"max_step={self.max_step:g} needs a distance to measure steps by; choose a pace")
+        if self.max_step is not None:
+            self._check_bound(self.max_step)
+
+    def _check_bound(self, bound: float) -> None:
+        if not bound > 0:
+            raise ConfigError(f"max_step={bound:g}; choose a distance above 0")
+        if self.pace == "none":
+            raise ConfigError(f"max_step={bound:g} needs a distance to measure steps by; choose a pace")
+        if self.endpoints == "paste":
+            raise ConfigError(f"max_step={bound:g} cannot hold where pasted photos pop; choose endpoints exact")
+        for name, value, only in (("ease", self.ease, EASES["linear"]), ("over", self.over, "global")):
+            if value != only:
+                raise ConfigError(f"max_step={bound:g} says where frames lie, and {name} would too; give one of them")
 
     @property
     def closed(self) -> bool:

@@ -495,6 +495,13 @@ def test_max_step_takes_as_many_frames_as_it_needs(tiny, photos, tmp_path):
     assert counts[0] < counts[1]
 
 
+@pytest.mark.parametrize("flag", ["--frames", "--pilot"])
+def test_max_step_refuses_what_it_would_ignore(tiny, photos, flag):
+    refused = tiny("interpolate", *photos[:2], "--max-step", 0.1, flag, 5)
+    assert refused.code == 2
+    assert f"leave {flag} away" in refused.stderr
+
+
 @pytest.mark.parametrize("eta", [0, 0.5])
 def test_seeds_are_morphed_into_what_sample_draws(tiny, tmp_path, eta):
     tiny("sample", "--seeds", "3,5", "-n", 3, "--eta", eta, "-o", "drawn")

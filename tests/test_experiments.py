@@ -16,7 +16,7 @@ from test_experiment_numbers import disc
 
 from ddim_edit import models
 from ddim_edit.errors import OutputError
-from ddim_edit.experiments import EXPERIMENTS, Store, consistency, interpolate, render, run, statistics
+from ddim_edit.experiments import EXPERIMENTS, Store, consistency, interpolate, render, report, run, statistics
 from ddim_edit.experiments.base import Cell, units_of
 from ddim_edit.experiments.consistency import EXPERIMENT as CONSISTENCY
 from ddim_edit.grid import Grid
@@ -29,7 +29,18 @@ from ddim_edit.solvers import Ddim
 PHOTOS = 33
 QUICK = {
     "reconstruct": ["photos", "--limit", "3", "-n", "1,2", "--spacings", "linear,quadratic", "--show", "2"],
-    "consistency": ["--seeds", "0-2", "-n", "2,4", "--etas", "hat,0", "--batch-size", "2"],
+    "consistency": [
+        "--seeds",
+        "0-2",
+        "-n",
+        "2,4",
+        "--etas",
+        "hat,0",
+        "--spacings",
+        "leading,quadratic",
+        "--batch-size",
+        "2",
+    ],
     "eta-steps": ["photos", "--seeds", "0-3", "-n", "1,2", "--etas", "0,1", "--export", "3", "--batch-size", "2"],
     "interpolate": ["--seeds", "0-3", "-n", "1", "--frames", "4", "--grid-side", "2", "--paths", "slerp,squad,lerp"],
     "cycle": ["--seeds", "0-2", "-n", "1,2"],
@@ -211,7 +222,7 @@ def test_a_folder_of_something_else_is_never_touched(conduct, tmp_path):
 
 def test_a_dry_run_says_the_cost_and_writes_nothing(conduct, tmp_path):
     told = conduct("consistency", *QUICK["consistency"], "--dry-run", "-o", tmp_path / "out")
-    assert "consistency: 36 steps" in told.stderr  # 3 seeds x 2 etas x (2 + 4) steps
+    assert "consistency: 72 steps" in told.stderr  # 3 seeds x 2 etas x 2 spacings x (2 + 4) steps
     assert not (tmp_path / "out").exists()
 
 
@@ -287,6 +298,31 @@ def test_exported_samples_are_those_of_their_seeds(done):
     drawn = read_picture(folder / "pictures" / "eta-0_steps-2" / "seed00001.png").permute(1, 2, 0)
     assert np.abs(samples[1] / 127.5 - 1 - drawn.numpy()).max() < 1.5 / 127.5
     assert not list((folder / "samples").glob("*.parts"))
+
+
+def test_samples_are_exported_from_a_folder_that_is_finished(conduct, done, tmp_path):
+    folder = tmp_path / "eta-steps"
+    shutil.copytree(done("eta-steps"), folder)
+    flags = [word for word in QUICK["eta-steps"] if word not in ("--export", "3")]
+    before = files_in(folder)
+    conduct("eta-steps", *flags, "--export", "4", "-o", folder)
+    after = files_in(folder)
+    assert {name for name in after if name not in before and not name.startswith("run")} == {
+        f"samples/eta-{eta}_steps-{steps}_4.npz" for eta in (0, 1) for steps in (1, 2)
+    }
+    assert after["rows.csv"] == before["rows.csv"]
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "text"),
+    [
+        ([1.0, 4.0, 9.0], "3 steps, 1, 4, 9"),
+        ([float(t) for t in range(0, 100, 4)], "25 steps, 0, 4, 8, ..., 96"),
+        ([float(t * t) for t in range(25)], f"25 steps, {', '.join(str(t * t) for t in range(25))}"),
+    ],
+)
+def test_no_timestep_is_left_out_that_cannot_be_told(timesteps, text):
+    assert report._timesteps(timesteps) == text
 
 
 def test_the_table_has_whole_rows_and_marks_the_best(done):

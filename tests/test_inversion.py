@@ -301,4 +301,6 @@ class TestAdvice:
     def test_one_line_for_each_problem(self):
         record = PhotoRecord(quality=quality(12), health=replace(HEALTHY, neighbour_correlation=0.5))
         assert len(de.advice(record)) == 2
+        (line,) = de.advice(PhotoRecord(health=HEALTHY, second_health=replace(HEALTHY, rms=0.43)))  # of a pair
+        assert "rms 0.43" in line
         assert all("\n" not in line for line in de.advice(record))

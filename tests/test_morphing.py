@@ -14,7 +14,7 @@ from ddim_edit.errors import ConfigError
 from ddim_edit.inversion import with_health
 from ddim_edit.morphing import Motion, plan_morph
 from ddim_edit.ode import Step
-from ddim_edit.pacing import Steps, dissimilarity, l2
+from ddim_edit.pacing import EASES, Steps, dissimilarity, l2
 
 UNPACED = Motion(pace="none", path="slerp")
 
@@ -288,6 +288,9 @@ class TestMotion:
             ({"endpoints": "near"}, "endpoints='near'"),
             ({"correct": "whiten"}, "correct='whiten'"),
             ({"pace": "none", "max_step": 0.1}, "needs a distance to measure steps by"),
+            ({"endpoints": "paste", "max_step": 0.1}, "cannot hold where pasted photos pop"),
+            ({"ease": EASES["ease-in"], "max_step": 0.1}, "and ease would too; give one of them"),
+            ({"over": "segment", "max_step": 0.1}, "and over would too; give one of them"),
         ],
     )
     def test_unknown_settings_name_the_known_ones(self, setting: dict[str, object], match: str):

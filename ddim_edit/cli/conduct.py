@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ddim_edit.schedule import NoiseSchedule
     from ddim_edit.solvers import Solver
 
-HIDDEN = {"output", "overwrite", "progress", "dry_run"}  # what a run does not depend on
+HIDDEN = {"output", "overwrite", "progress", "dry_run", "export"}  # what rows do not depend on
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def carry_out(job: Job, common: Common) -> int:
         return 0
     ctx = click.get_current_context()
     record = run.Record(run.describe_run(ctx, job.model), failures=job.failures, outputs=[setup.output])
-    description = _describe(ctx, job, total, setup.show)
+    description = _describe(ctx, job, total - job.extra, setup.show)
     job.store.begin(description, overwrite=running.overwrite)
     with run.Progress(job.experiment.name, total, shown=running.progress) as bar:
         experiments.run(job.experiment, job.units, job.store, bar)
@@ -205,7 +205,7 @@ def _describe(ctx: click.Context, job: Job, total: int, show: int) -> dict[str, 
 
 
 def _command(ctx: click.Context) -> str:
-    """The command line that repeats this run, without what it does not depend on."""
+    """The command line that makes these rows again, without what they do not depend on."""
     words = ["ddim-edit", "experiment", str(ctx.info_name)]
     for param in ctx.command.params:
         value, name = ctx.params.get(str(param.name)), param.name

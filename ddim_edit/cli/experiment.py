@@ -90,7 +90,7 @@ def consistency(
 @conduct.steps_option
 @conduct.etas_option
 @conduct.spacings_option
-@click.option("--export", "count", type=click.IntRange(1), help="Also write N samples a setting as .npz (FID: 50000).")
+@click.option("--export", type=click.IntRange(1), help="Also write N samples a setting as .npz (FID: 50000).")
 @conduct.common_options
 def eta_steps(
     *,
@@ -99,7 +99,7 @@ def eta_steps(
     steps_list: list[int],
     etas: list[str],
     spacings: list[str],
-    count: int | None,
+    export: int | None,
     common: conduct.Common,
 ) -> int:
     """Table 1 and Figure 3: samples by eta and number of steps, against reference PHOTOS; .npz files for FID tools.
@@ -107,7 +107,7 @@ def eta_steps(
     \b
     ddim-edit experiment eta-steps photos.npz --seeds 0-255 --steps-list 10,20,50 -o table1
     """
-    from ddim_edit.experiments.eta_steps import EXPERIMENT, Plan, export, units
+    from ddim_edit.experiments.eta_steps import EXPERIMENT, Plan, export_samples, units
 
     if len(spacings) != 1 or len(seeds) < 2:
         raise click.UsageError("The grid of eta and steps takes one of --spacings, and two --seeds or more.")
@@ -122,11 +122,11 @@ def eta_steps(
     named = {f"{spacings[0]} {steps}": grid for steps, grid in grids.items()}
 
     def after(on_step: "OnStep") -> None:
-        if count:
+        if export:
             folder = common.setup.output / "samples"
-            export(model, denoiser, plan, folder, count=count, batch=source.batch_size, on_step=on_step)
+            export_samples(model, denoiser, plan, folder, count=export, batch=source.batch_size, on_step=on_step)
 
-    extra = (count or 0) * sum(cell.steps for cell in plan.cells)
+    extra = (export or 0) * sum(cell.steps for cell in plan.cells)
     job = conduct.Job(EXPERIMENT, store, model, work, images, named, failures, after, extra)
     return conduct.carry_out(job, common)
 

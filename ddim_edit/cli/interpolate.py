@@ -48,6 +48,13 @@ class MotionChoice:
         if isinstance(self.ease, str) and self.ease not in EASES:
             raise click.UsageError(f"--ease {self.ease} is not known; choose {', '.join(EASES)}, or x1,y1,x2,y2.")
 
+    def check(self, ctx: click.Context) -> None:
+        """Refuse what a bound on steps would leave without effect."""
+        for name in ("frames", "pilot"):
+            given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+            if given and self.max_step is not None:
+                raise click.UsageError(f"--max-step finds out how many frames it takes; leave --{name} away.")
+
     def build(self, *, photos: bool) -> "Motion":
         """The motion asked for; photos are met exactly unless the user says otherwise."""
         from ddim_edit.morphing import Motion
@@ -125,6 +132,7 @@ def interpolate(  # noqa: PLR0913
     from ddim_edit.morphing import Morph, distance_of
     from ddim_edit.rendering import Checkpoint
 
+    moving.check(ctx)
     output = film.prepare(ctx, output, overwrite=running.overwrite)
     keys = asked.find()
     motion = moving.build(photos=bool(keys.photos))
@@ -186,6 +194,7 @@ def _plan(
 
     motion, grid = clip.motion, clip.grid
     if plan := checkpoint.load(motion, grid):
+        _warn(plan)
         click.echo("going on with the plan of an interrupted run", err=True)
         return plan
     size = keys.asked.source.batch_size
@@ -193,10 +202,14 @@ def _plan(
     with run.Progress("plan", total, shown=running.progress) as bar:
         latents, photos = keys.make(model, recipe, bar)
         plan = plan_morph(model, latents, frames, motion, photos=photos, grid=grid, batch_size=size, on_step=bar)
-    for line in plan.warnings:
-        click.echo(f"warning: {line}", err=True)
+    _warn(plan)
     checkpoint.save(plan)
     return plan
+
+
+def _warn(plan: "Morph") -> None:
+    for line in plan.warnings:
+        click.echo(f"warning: {line}", err=True)
 
 
 def _render(plan: "Morph", model: "Model", checkpoint: "Checkpoint", batch_size: int, running: options.Running) -> None:

@@ -81,7 +81,7 @@ def units(
     return units_of(plan.cells, list(seed_of), batch, measure)
 
 
-def export(
+def export_samples(
     model: Model, denoiser: Denoiser, plan: Plan, folder: Path, *, count: int, batch: int, on_step: OnStep
 ) -> list[Path]:
     """Write the samples of seeds 0 to count - 1 at every setting as an .npz with `arr_0`, uint8 (count, H, W, 3).

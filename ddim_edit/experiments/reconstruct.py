@@ -125,6 +125,15 @@ EXPERIMENT = Experiment(
             "pixels_off", "off by > 1/255", "share of pixels with a channel off by more than 1/255", better="lower"
         ),
         Measure("mse_8bit", "MSE, 8-bit", "the MSE of the picture rounded to 8 bits", better="lower"),
+        Measure(
+            "psnr_8bit",
+            "PSNR of it, 8-bit",
+            "PSNR in dB of the mean 8-bit MSE",
+            columns=("mse_8bit",),
+            statistic=psnr_of_mean,
+            better="higher",
+            shown=False,
+        ),
         *(
             Measure(f"{name}_8bit", f"{name}, 8-bit", f"{name} of the picture rounded to 8 bits", shown=False)
             for name in ERRORS[2:]

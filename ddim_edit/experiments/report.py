@@ -4,6 +4,7 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -139,8 +140,9 @@ def _escape(text: str) -> str:
 
 def _timesteps(grid: Sequence[float]) -> str:
     texts = [f"{t:g}" for t in grid]
-    few = texts if len(texts) <= 24 else [*texts[:6], "...", *texts[-3:]]
-    return f"{len(texts)} steps, {', '.join(few)}"
+    gaps = {round(b - a, 6) for a, b in pairwise(grid)}
+    shown = [*texts[:3], "...", texts[-1]] if len(texts) > 24 and len(gaps) == 1 else texts  # nothing is lost
+    return f"{len(texts)} steps, {', '.join(shown)}"
 
 
 def _versions(known: Mapping[str, object]) -> str:
