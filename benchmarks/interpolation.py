@@ -1,19 +1,19 @@
 """How even morphs are, beside the usual ways to make them, on the same latents and the same model.
 
     python benchmarks/interpolation.py PHOTO PHOTO PHOTO... --steps 20 --frames 60
-    python benchmarks/interpolation.py PHOTO... --pairs 6 --steps 10
+    python benchmarks/interpolation.py PHOTO... --limit 9 --pairs 6 --steps 10 --frames 33
 
 The first prints one table for one clip through all photos, where the usual ways are written out below: `slerp` with one
 dot product and a threshold, as in the helper of diffusers, at uniform alphas; `walk`, the same segment by segment with
-both ends in each; and a fade of pixels. The second prints what pacing, slerp and the kinds of endpoints do to each of
-so many pairs. Smoothness is 1 - Gini of the steps between frames; steps are L2 on [0, 1]. Without photos it takes those
-of scikit-image's wheel.
+both ends in each; and a fade of pixels. The second prints what pacing and the kinds of endpoints do to so many pairs,
+and how much contrast the middle keeps, against bars; it fails where one is missed. Smoothness is 1 - Gini of the steps
+between frames; steps are L2 on [0, 1]. Without photos it takes those of scikit-image's wheel.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice, permutations
+from itertools import combinations, islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch import Tensor
 
 import ddim_edit as de
 from ddim_edit.images import to_tensor, to_uint8
-from ddim_edit.pacing import Steps, dissimilarity, l2
+from ddim_edit.pacing import Steps, dissimilarity
 
 
 def usual_slerp(a: Tensor, b: Tensor, t: float, threshold: float = 0.9995) -> Tensor:
@@ -76,53 +76,72 @@ def compare_ways(model: de.Model, photos: Tensor, steps: int, frames: int) -> No
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     exact = de.plan_morph(model, latents, frames, de.Motion(endpoints="exact"), photos=photos)
     row("ddim-edit interpolate", list(exact.frames(model)), photos)
+    by_structure = de.plan_morph(model, latents, frames, de.Motion(endpoints="exact", pace="ssim"), photos=photos)
+    row("the same, --pace ssim", list(by_structure.frames(model)), photos)
     row("the same, decoded ends", list(replace(exact, photos=None).frames(model)), photos)
     row("diffusers-style slerp", decoded(model, latents, usual_path(latents.x, frames), steps), photos)
     row("walk", decoded(model, latents, walk_path(latents.x, frames), steps), photos)
     row("fade of pixels", fade(photos, frames), photos)
 
 
-def compare_pairs(model: de.Model, photos: Tensor, pairs: int, steps: int, frames: int) -> None:
+def compare_pairs(model: de.Model, photos: Tensor, pairs: int, middles: int, steps: int, frames: int) -> bool:
+    """What pacing, kinds of endpoints and the middle do to pairs; whether every bar holds."""
     latents = de.encode(model, photos, grid=steps, check=False)
     found: dict[str, list[float]] = {}
-
-    def note(name: str, value: float) -> None:
-        found.setdefault(name, []).append(value)
-
-    for a, b in islice(permutations(range(len(photos)), 2), pairs):
-        keys, ends = latents.select([a, b]), photos[[a, b]]
-        for pilot in (0, 9, frames):
-            motion = de.Motion(pace="l2" if pilot else "none", pilot=max(2, pilot))
-            plan = de.plan_morph(model, keys, frames, motion)
-            clip = list(plan.frames(model))
-            note(f"gini, {f'pilot {pilot}' if pilot else 'uniform'}", 1 - Steps.of(clip).smoothness)
-            if pilot == 9:
-                for name, value in end_steps(clip, ends, plan.positions):
-                    note(name, value)
-        std = torch.stack(list(ends_and_middles(model, keys, steps))).std(dim=(1, 2, 3))
-        for name, value in zip(("slerp", "lerp"), std[2:], strict=True):
-            note(f"pixel std in the middle over the ends, {name}", float(value / std[:2].mean()))
+    for a, b in islice(combinations(range(len(photos)), 2), max(pairs, middles)):
+        keys, ends, number = latents.select([a, b]), photos[[a, b]], len(found.get("middle, slerp", ()))
+        measured = contrast(model, keys, steps)
+        if number < pairs:
+            measured |= paces(model, keys, frames) | ends_of(model, keys, ends, frames)
+        for name, value in measured.items():
+            found.setdefault(name, []).append(value)
     for name, values in found.items():
-        print(f"{name}: mean {np.mean(values):.3f}, from {min(values):.3f} to {max(values):.3f}, {len(values)} pairs")
+        print(f"{name}: mean {np.mean(values):.4f}, from {min(values):.4f} to {max(values):.4f}, {len(values)} pairs")
+    mean = {name: float(np.mean(values)) for name, values in found.items()}
+    bars = {
+        f"gini, pilot {frames}, at most 1/10 of uniform": mean[f"gini, pilot {frames}"] <= mean["gini, uniform"] / 10,
+        "gini, pilot 9, at most 1/3 of uniform": mean["gini, pilot 9"] <= mean["gini, uniform"] / 3,
+        "end step of every exact clip at most 2 medians": max(found["end step, exact"]) <= 2,
+        "photos met by every exact clip within 1e-6": max(found["end error, exact"]) <= 1e-6,
+        "middle of slerp has at least .85 of the contrast": mean["middle, slerp"] >= 0.85,
+    }
+    for name, holds in bars.items():
+        print(f"{'holds' if holds else 'MISSED'}: {name}")
+    return all(bars.values())
 
 
-def end_steps(clip: list[Tensor], ends: Tensor, u: Tensor) -> Iterator[tuple[str, float]]:
-    """The larger of the first and the last step over the median one, for the three kinds of endpoints."""
-    residual = ends - torch.stack([clip[0], clip[-1]])
-    faded = [frame + (1 - t) * residual[0] + t * residual[1] for frame, t in zip(clip, u.tolist(), strict=True)]
-    for name, frames in (
-        ("decoded", clip),
-        ("paste", [ends[0], *clip[1:-1], ends[1]]),
-        ("exact", faded),
-    ):
-        lengths = Steps.of(frames).lengths
-        yield f"end step over median, {name}", max(lengths[0], lengths[-1]) / float(np.median(lengths))
-    yield "end error, exact", max(l2(faded[0], ends[0]), l2(faded[-1], ends[1]))
+def paces(model: de.Model, keys: de.Latents, frames: int) -> dict[str, float]:
+    """Gini of the steps between frames, without a pilot, with few pictures in it, and with as many as frames."""
+    motions = {
+        "uniform": de.Motion(pace="none"),
+        "pilot 9": de.Motion(pilot=9),
+        "pilot = frames": de.Motion(pilot=frames),
+    }
+    return {
+        f"gini, {name}": 1 - Steps.of(list(de.morph(model, keys, frames, motion))).smoothness
+        for name, motion in motions.items()
+    }
 
 
-def ends_and_middles(model: de.Model, keys: de.Latents, steps: int) -> Iterator[Tensor]:
+def ends_of(model: de.Model, keys: de.Latents, ends: Tensor, frames: int) -> dict[str, float]:
+    """The larger of the first and the last step over the median one, by kind of endpoint."""
+    found: dict[str, float] = {}
+    for kind in ("decoded", "paste", "exact"):
+        motion = de.Motion(endpoints=kind, pilot=9)
+        clip = list(de.morph(model, keys, frames, motion, photos=None if kind == "decoded" else ends))
+        lengths = Steps.of(clip).lengths
+        found[f"end step, {kind}"] = max(lengths[0], lengths[-1]) / float(np.median(lengths))
+        if kind == "exact":
+            found["end error, exact"] = float((torch.stack([clip[0], clip[-1]]) - ends).abs().max())
+    return found
+
+
+def contrast(model: de.Model, keys: de.Latents, steps: int) -> dict[str, float]:
+    """The standard deviation of the pixels halfway, over that of the ends."""
     a, b = keys.x
-    yield from decoded(model, keys, torch.stack([a, b, de.slerp(a, b, 0.5), de.lerp(a, b, 0.5)]), steps)
+    pictures = decoded(model, keys, torch.stack([a, b, de.slerp(a, b, 0.5), de.lerp(a, b, 0.5)]), steps)
+    std = pictures.std(dim=(1, 2, 3))
+    return {f"middle, {name}": float(std[k] / std[:2].mean()) for name, k in (("slerp", 2), ("lerp", 3))}
 
 
 def main() -> None:
@@ -131,7 +150,8 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--frames", type=int, default=60)
-    parser.add_argument("--pairs", type=int, default=0)
+    parser.add_argument("--pairs", type=int, default=0, help="to pace and to end in every way")
+    parser.add_argument("--middles", type=int, default=32, help="pairs whose middle is looked at, with --pairs")
     args = parser.parse_args()
 
     import skimage
@@ -143,10 +163,12 @@ def main() -> None:
     chosen = found[:: max(1, len(found) // args.limit)][: args.limit]
     photos = torch.stack([photo.read(model.image_size) for photo in chosen])
     print(f"{', '.join(photo.name for photo in chosen)}; {args.steps} steps, {args.frames} frames")
-    if args.pairs:
-        compare_pairs(model, photos, args.pairs, args.steps, args.frames)
-    else:
+    if not args.pairs:
         compare_ways(model, photos, args.steps, args.frames)
+    elif max(args.pairs, args.middles) > (possible := len(photos) * (len(photos) - 1) // 2):
+        parser.error(f"{len(photos)} photos make {possible} pairs; give more photos, and a larger --limit")
+    elif not compare_pairs(model, photos, args.pairs, args.middles, args.steps, args.frames):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
