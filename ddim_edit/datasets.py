@@ -7,7 +7,8 @@ error.
 
 import csv
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +55,12 @@ class PhotoSet:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Every class once, sorted, with `none` at the end whether or not a photo has it."""
-        return (*sorted(set(self.classes or ()) - {NO_CLASS}), NO_CLASS)
+        """Every class once, numbers before names, with `none` at the end whether or not a photo has it."""
+        found = set(self.classes or ()) - {NO_CLASS}
+        return (
+            *sorted(found, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)),
+            NO_CLASS,
+        )
 
     def select(self, rows: Sequence[int]) -> "PhotoSet":
         """The photos of these rows."""
@@ -69,7 +74,6 @@ def read_photo_set(
     table: str | Path | None = None,
     fit: Fit = "crop",
     limit: int | None = None,
-    on_photo: Callable[[], None] | None = None,
 ) -> PhotoSet:
     """Read a set of photos at one size.
 
@@ -79,7 +83,6 @@ def read_photo_set(
         table: a CSV with the columns `file` (relative to the folder) and `label`, instead of sub-folders.
         fit: how photos get their size; see `read_image`.
         limit: only the first so many.
-        on_photo: called after each photo.
 
     Raises:
         ImageError: no such place, no photo in it, or none that can be read.
@@ -96,8 +99,6 @@ def read_photo_set(
             kept += [] if classes is None else [classes[row]]
         except ImageError as error:
             failures.append(Failure(photo.source, str(error)))
-        if on_photo:
-            on_photo()
     if not pixels:
         raise ImageError(f"{path}: none of {len(failures)} photos can be read; the first: {failures[0].error}")
     return PhotoSet(torch.stack(pixels), None if classes is None else tuple(kept), tuple(failures))
@@ -131,7 +132,12 @@ def _npz_classes(path: Path, count: int) -> list[str] | None:
     with np.load(path, allow_pickle=False) as archive:
         if "labels" not in archive:
             return None
-        labels = archive["labels"]
+        try:
+            labels = archive["labels"]
+        except ValueError as error:
+            raise ConfigError(
+                f"{path}: `labels` holds objects; store whole numbers, and their names as label_names"
+            ) from error
         names = [str(name) for name in archive["label_names"]] if "label_names" in archive else None
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ConfigError(
@@ -151,13 +157,17 @@ def _table_classes(table: Path, files: Sequence[str]) -> list[str]:
         raise ConfigError(f"{table} cannot be read as CSV ({error}); check the path") from error
     if not rows or not {"file", "label"} <= rows[0].keys():
         raise ConfigError(f"{table} needs a first line with `file` and `label`, and a row for each photo")
-    labels = {row["file"]: row["label"] for row in rows}
-    for what, odd in (
-        ("names files that are not there", sorted(labels.keys() - set(files))),
-        ("has no row for photos", sorted(set(files) - labels.keys())),
-        ("has no label for files", sorted(name for name, label in labels.items() if not label)),
+    labels = {row["file"] or "": row["label"] for row in rows}
+    twice = Counter(row["file"] for row in rows if row["file"])
+    write = f"write '{NO_CLASS}' where there is no class"
+    for what, odd, remedy in (
+        ("has rows without a file", ["" for row in rows if not row["file"]], "complete them"),
+        ("names files twice", sorted(name for name, count in twice.items() if count > 1), "leave one row for each"),
+        ("names files that are not there", sorted(labels.keys() - set(files)), "paths begin in the folder of photos"),
+        ("has no row for photos", sorted(set(files) - labels.keys()), write),
+        ("has no label for files", sorted(name for name, label in labels.items() if not label), write),
     ):
         if odd:
             listed = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
-            raise ConfigError(f"{table} {what}: {len(odd)} ({listed}); write '{NO_CLASS}' where there is no class")
+            raise ConfigError(f"{table} {what}: {len(odd)} ({listed}); {remedy}")
     return [labels[name] for name in files]

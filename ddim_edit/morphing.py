@@ -54,8 +54,7 @@ class Motion:
         pilot: pictures per segment that are decoded to find the pace.
         over: see `pacing.paced_positions`.
         ease: a curve between neighbouring keys, applied after pacing; see `pacing.EASES`.
-        max_step: instead of a number of frames: as many as it takes for no step to be larger, in the unit of `pace`.
-            It bisects the path instead of measuring its pace: `pilot` is without effect, `over` and `ease` impossible.
+        max_step: instead of a number of frames: as many as no step larger than this needs, in the unit of `pace`.
         endpoints: how keys meet their photos. `decoded`: as they decode. `paste`: the photo takes the place of its
             key's frame, and pops. `exact`: what decoded keys miss of their photos is added, fading from key to key.
         correct: see `corrections.corrected`.

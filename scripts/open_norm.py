@@ -258,6 +258,10 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args()
+    if not (args.model / "model_index.json").exists():
+        parser.error(f"{args.model} is no model folder")
+    if args.out.exists():
+        parser.error(f"{args.out} exists; choose another folder")
     model = de.load_model(str(args.model), device="cpu")
     module, _ = network(model)
     photos = read_photo_set(args.photos, model.image_size, limit=PHOTOS).scaled
@@ -265,7 +269,10 @@ def main() -> None:
     seen = look(model, photos)
     reform(module, seen, search(seen))
     report(model, photos)
-    shutil.copytree(args.model, args.out, ignore=shutil.ignore_patterns("state.pt", "samples", "unet"))
+    shutil.copytree(args.model / "scheduler", args.out / "scheduler")
+    for name in ("model_index.json", "labels.json"):
+        if (args.model / name).exists():
+            shutil.copy(args.model / name, args.out)
     module.save_pretrained(args.out / "unet")
 
 

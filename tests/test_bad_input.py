@@ -315,7 +315,7 @@ CASES = {
     "training on an archive of floats": Case(f"{TRAIN} {{floats}}", 1, "it must be uint8 (N, H, W, 3)"),
     "training without an end": Case("train {a} -o {out}", 1, "neither steps nor minutes were given"),
     "training below a file": Case("train {a} -o {text}/run --steps 1", 1, "cannot write into"),
-    "training into a model": Case("train {a} -o {model} --steps 1", 1, "holds a model that is no run"),
+    "training into a model": Case("train {a} -o {model} --steps 1", 1, "which is of no run"),
     "classes that are not there": Case(f"{TRAIN} {{a}} --class-cond", 1, "class_cond needs classes"),
     "a table that is not there": Case(f"{TRAIN} {{folder}} --label-table {{missing}}", 1, "cannot be read as CSV"),
     "every photo set aside": Case(f"{TRAIN} {{a}} --set-aside 1", 1, "leave at least one to train on"),

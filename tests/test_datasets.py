@@ -54,7 +54,9 @@ def test_a_table_gives_the_classes(folder: Path):
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (ROWS | {"gone.png": "1"}, "file,label", r"names files that are not there: 1 \(gone.png\)"),
+        (ROWS | {"gone.png": "1"}, "file,label", r"not there: 1 \(gone.png\); paths begin in the folder of photos"),
+        (ROWS | {"./z.png": "1"}, "file,label", r"names files that are not there: 1 \(\./z.png\)"),
+        (ROWS | {"": "1"}, "file,label", r"has rows without a file: 1 \(\); complete them"),
         ({"z.png": "1"}, "file,label", r"has no row for photos: 3 \(a/deep/y.jpg, a/x.png, b/x.png\)"),
         (ROWS | {"z.png": ""}, "file,label", r"has no label for files: 1 \(z.png\)"),
         (ROWS, "name,kind", "needs a first line with `file` and `label`"),
@@ -64,6 +66,19 @@ def test_a_table_gives_the_classes(folder: Path):
 def test_a_table_that_does_not_fit(folder: Path, rows: dict[str, str], header: str, message: str):
     with pytest.raises(ConfigError, match=message):
         read_photo_set(folder, SIZE, table=write_table(folder, rows, header))
+
+
+def test_a_file_has_one_class(folder: Path):
+    table = write_table(folder, ROWS)
+    table.write_text(table.read_text() + "\nz.png,1\n")
+    with pytest.raises(ConfigError, match=r"names files twice: 1 \(z.png\); leave one row for each"):
+        read_photo_set(folder, SIZE, table=table)
+
+
+def test_classes_that_are_numbers_keep_their_order():
+    classes = ("11", "2", "0", "10", "none", "hat")
+    found = PhotoSet(torch.zeros(6, 3, 2, 2, dtype=torch.uint8), classes)
+    assert found.class_names == ("0", "2", "10", "11", "hat", "none")
 
 
 def test_photos_that_cannot_be_read_are_listed_and_keep_the_classes_in_step(folder: Path):
@@ -109,6 +124,7 @@ def test_an_archive_keeps_its_pixels_and_labels(tmp_path: Path):
         ({"labels": np.zeros(3)}, "`labels` is float64"),
         ({"labels": np.array([0, 1, 2]), "label_names": np.array(["a", "b"])}, "go from 0 to 2; there are 2"),
         ({"labels": np.array([0, -1, 2])}, "go from -1 to 2"),
+        ({"labels": np.array([0, 1, "2"], dtype=object)}, "`labels` holds objects; store whole numbers"),
     ],
 )
 def test_labels_of_an_archive_that_do_not_fit(tmp_path: Path, arrays: dict[str, object], message: str):

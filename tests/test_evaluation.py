@@ -72,6 +72,31 @@ def test_the_bound_is_the_sum_of_its_terms():
     assert found.bits_per_dim.mean == pytest.approx(float(totals.mean()), rel=0.05)
 
 
+def test_the_prior_is_the_divergence_from_a_gaussian():
+    from torch.distributions import Normal, kl_divergence
+
+    x0, top = photos(3).double(), SHORT.level(11)
+    nats = kl_divergence(Normal(top.signal * x0, torch.full_like(x0, top.noise)), Normal(0.0, 1.0))
+    expected = nats.mean((1, 2, 3)) / math.log(2)
+    assert expected.min() > 1e-3
+    torch.testing.assert_close(prior_term(SHORT, x0), expected)
+
+
+def test_a_learned_variance_enters_the_bound():
+    def with_variance(raw: float) -> Model:
+        return Model.from_function(
+            lambda x, _t: torch.cat([torch.full_like(x, 0.3), torch.full_like(x, raw)], 1), SHORT, (3, 12, 12)
+        )
+
+    bounds = [
+        found.bits_per_dim.mean
+        for model in (constant(0.3, SHORT), with_variance(-1.0), with_variance(1.0))
+        if (found := evaluate_model(model, photos(3), draws=12)).bits_per_dim
+    ]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-4)  # -1 is the posterior's own
+    assert abs(bounds[2] - bounds[0]) > 0.01 * bounds[0]
+
+
 @pytest.mark.parametrize(("count", "draws", "T"), [(7, 3, 100), (96, 20, 1000), (1, 2, 2), (5, 4, 4000)])
 def test_timesteps_are_spread_over_every_photo_and_over_all(count, draws, T):
     even, low = spread_timesteps(count, draws, T, seed=3)

@@ -6,7 +6,9 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +24,13 @@ from ddim_edit.cli.training import LOSSES, OPTIMIZERS, PRECISIONS, SAMPLERS, SCH
 from ddim_edit.cli.training import train as train_command
 from ddim_edit.datasets import PhotoSet
 from ddim_edit.errors import ConfigError, MissingExtraError, NumericsError, OutputError
+from ddim_edit.models.base import Labels
 from ddim_edit.training import TrainConfig, Watchers, checkpoint, loop, train
 from ddim_edit.training import config as settings
-from ddim_edit.training.loop import Row
+from ddim_edit.training.data import labels_of
+from ddim_edit.training.loop import Progress, Row
 from ddim_edit.training.objectives import TARGETS
+from ddim_edit.training.reports import Watch
 
 SIZE = 8
 # Twelve steps of a network with 9,000 parameters; T is small, so that sampling and evaluation are quick.
@@ -233,6 +238,46 @@ class TestPlainDiffusers:
         assert torch.allclose(ours, by_hand(tmp_path / "run", self.X, 10, label), atol=1e-4)
 
 
+def test_the_time_left_is_that_of_the_steps_left(photos: PhotoSet, tmp_path: Path, monkeypatch):
+    draw, seen = Watch.draw, list[Progress]()
+    monkeypatch.setattr(loop, "GLANCE_SECONDS", 0)
+    monkeypatch.setattr(Watch, "draw", lambda self, path: (time.sleep(2), draw(self, path)))  # in the first report
+    watchers = Watchers(on_progress=seen.append)
+    train(photos, tmp_path / "run", tiny(steps=20, report_every=100), device="cpu", watchers=watchers)
+    assert [progress.step for progress in seen] == list(range(1, 21))
+    assert seen[4].left < 15 * 0.5  # with the report among the five steps it would be more than 30 seconds
+    assert seen[-1].left == 0
+
+
+def test_photos_without_a_class_go_to_whatever_the_model_calls_it():
+    pictures = PhotoSet(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), ("none", "cat", "none"))
+    assert labels_of(pictures, Labels(count=3, null=1, names=("cat", "nothing", "dog"))).tolist() == [1, 0, 1]
+    assert labels_of(pictures, Labels(count=2, null=None, names=("none", "cat"))).tolist() == [0, 1, 0]
+
+
+def test_a_run_without_a_null_class_is_watched_with_labels(photos: PhotoSet, tmp_path: Path):
+    known = PhotoSet(photos.pixels[:8], tuple(["cat", "dog"] * 4))
+    train(known, tmp_path / "run", tiny(class_cond=True, label_dropout=0.0, set_aside=2, steps=1), device="cpu")
+    assert float(rows_of(tmp_path / "run")[-1]["eps_mse"]) > 0
+    assert json.loads((tmp_path / "run" / "labels.json").read_text())["null"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "licence", "sampled"),
+    [({}, "cc-by-4.0", True), ({"class_cond": True}, "other", False), ({"target": "x_prev"}, "other", False)],
+)
+def test_the_card_says_who_can_sample_it(photos: PhotoSet, tmp_path: Path, changes, licence: str, sampled: bool):
+    config = tiny(steps=1, **changes, licence="CC BY 4.0" if sampled else "CC BY 4.0: see site")
+    train(photos, tmp_path / "run", config, device="cpu")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"\nlicense: {licence}\n" in card
+    assert ("DDIMPipeline.from_pretrained` samples it too" in card) is sampled
+    code = card.split("```python\n")[1].split("```")[0]
+    names: dict[str, object] = {}
+    exec(code.replace('"run"', repr(str(tmp_path / "run"))), names)
+    assert names["pictures"].shape == (2, 3, SIZE, SIZE)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_and_schedule_makes_a_model_that_samples(photos, tmp_path, target, schedule):
@@ -321,6 +366,7 @@ class TestRefusals:
             ({"loss": "vb", "moments": 0.1}, "moments weighs squared errors"),
             ({"moments": 0}, "moments is 0; choose a number above 0"),
             ({"min_snr": 5, "snr_floor": 6}, "snr_floor 6 is above min_snr 5; choose it below"),
+            ({"seed": 10**20}, "seed is 100000000000000000000; choose 0 or more, below"),
         ],
     )
     def test_settings_are_checked_at_once(self, changes: dict[str, object], message: str):
@@ -335,7 +381,7 @@ class TestRefusals:
         train(photos, tmp_path / "run", tiny(steps=1), device="cpu")
         with pytest.raises(OutputError, match="holds a run; pass --resume"):
             train(photos, tmp_path / "run", tiny(steps=1), device="cpu")
-        with pytest.raises(OutputError, match="holds a model that is no run"):
+        with pytest.raises(OutputError, match="which is of no run"):
             train(photos, save_tiny_model(tmp_path / "model"), tiny(steps=1), resume=True, device="cpu")
 
     def test_a_run_goes_on_only_as_it_began(self, photos: PhotoSet, tmp_path: Path):
@@ -348,6 +394,28 @@ class TestRefusals:
             train(photos, tmp_path / "run", tiny(steps=3, lr=1e-4, batch_size=2), resume=True, device="cpu")
             assert (state_of(tmp_path / "run")["step"], state_of(tmp_path / "run")["images"]) == (3, 8)
             assert [row["step"] for row in rows_of(tmp_path / "run")] == ["0", "1", "3"]
+
+    def test_files_of_others_are_not_replaced(self, photos: PhotoSet, tmp_path: Path):
+        (tmp_path / "README.md").write_text("mine")
+        with pytest.raises(OutputError, match=r"holds README\.md, which is of no run and would be replaced"):
+            train(photos, tmp_path, tiny(steps=1), device="cpu")
+        assert (tmp_path / "README.md").read_text() == "mine"
+
+    def test_the_state_of_another_program_is_not_loaded(self, photos: PhotoSet, tmp_path: Path):
+        train(photos, tmp_path / "run", tiny(steps=1), device="cpu")
+        torch.save({"model": torch.zeros(1)}, tmp_path / "run" / "state.pt")
+        with pytest.raises(de.DdimEditError, match=r"state\.pt is no state of a run; move it away"):
+            train(photos, tmp_path / "run", tiny(steps=2), resume=True, device="cpu")
+
+    def test_the_null_class_stays_when_a_run_goes_on(self, photos: PhotoSet, tmp_path: Path):
+        train(photos, tmp_path / "run", tiny(steps=1, class_cond=True), device="cpu")
+        config = tiny(steps=2, class_cond=True, label_dropout=0.0)
+        with pytest.raises(ConfigError, match=r"the run began with label_dropout 0\.1, not 0\.0"):
+            train(photos, tmp_path / "run", config, resume=True, device="cpu")
+
+    def test_time_for_no_step_is_an_error(self, photos: PhotoSet, tmp_path: Path):
+        with pytest.raises(ConfigError, match="minutes=1e-06 were over before the first step; give more"):
+            train(photos, tmp_path / "run", tiny(steps=None, minutes=1e-6), device="cpu")
 
     def test_a_damaged_state_is_not_loaded(self, photos: PhotoSet, tmp_path: Path):
         train(photos, tmp_path / "run", tiny(steps=1), device="cpu")
@@ -431,11 +499,33 @@ class TestCommand:
         ):
             assert run_cli(*command, capsys=capsys).code == 0, command
 
+    def test_a_run_does_not_lie_among_its_photos(self, folder: Path, capsys):
+        outcome = run_cli("train", folder, "-o", folder / "run", *self.OPTIONS, capsys=capsys)
+        assert outcome.code == 1
+        assert "lies in the folder of the photos" in outcome.stderr
+        assert not (folder / "run").exists()
+
+    def test_a_table_is_not_ignored(self, folder: Path, tmp_path: Path, capsys):
+        table = tmp_path / "labels.csv"
+        table.write_text("file,label\nc.png,cat\n")
+        outcome = run_cli("train", folder, "-o", tmp_path / "run", "--label-table", table, *self.OPTIONS, capsys=capsys)
+        assert outcome.code == 1
+        assert "add --class-cond, or leave it out" in outcome.stderr
+
+    def test_the_record_covers_the_whole_run(self, folder: Path, tmp_path: Path, capsys, monkeypatch):
+        before = time.time()
+        draw = Watch.draw
+        monkeypatch.setattr(Watch, "draw", lambda self, path: (time.sleep(1.1), draw(self, path)))
+        assert run_cli("train", folder, "-o", tmp_path / "run", *self.OPTIONS, capsys=capsys).code == 0
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        assert record["seconds"] > 1.1
+        assert datetime.fromisoformat(record["started"]).timestamp() < before + 1
+
     def test_bad_photos_are_counted_and_listed(self, folder: Path, tmp_path: Path, capsys):
         (folder / "dog" / "bad.jpg").write_text("no photo")
         outcome = run_cli("train", folder, "-o", tmp_path / "run", "--json", *self.OPTIONS, capsys=capsys)
         assert outcome.code == 3
-        assert "1 photos cannot be read and are left out of 5" in outcome.stderr
+        assert "1 of 5 photos cannot be read and are left out: " in outcome.stderr
         assert "bad.jpg is not an image" in outcome.stderr
         assert [json.loads(line)["step"] for line in outcome.stdout.splitlines()] == [0, 2, 4]
         record = json.loads((tmp_path / "run" / "training.json").read_text())

@@ -63,7 +63,13 @@ def evaluate_model(  # noqa: PLR0913
     from ddim_edit.evaluation import evaluate_model as evaluate
     from ddim_edit.evaluation import evaluations_per_photo
 
+    if timesteps is not None and (odd := [t for t in timesteps if not float(t).is_integer()]):
+        raise click.UsageError(f"--timesteps has {odd[0]:g}; give whole numbers.")
     model = choice.load()
+    if labels != "true" and model.labels and model.labels.null is None:
+        raise click.UsageError(
+            f"{model.name} has no class for 'no class'; give --labels true, and photos with classes."
+        )
     found = read_photo_set(photos, model.image_size, table=label_table, fit=fit, limit=limit)
     levels = None if timesteps is None else [int(t) for t in timesteps]
     each = evaluations_per_photo(draws) if levels is None else evaluations_per_photo(draws, len(levels))

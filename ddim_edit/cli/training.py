@@ -162,10 +162,11 @@ def train(  # noqa: PLR0913
     def on_photos(found: "PhotoSet") -> None:
         failures.extend(found.failures)
         if failures:
-            click.echo(
-                f"{len(failures)} photos cannot be read and are left out of {len(found) + len(failures)}", err=True
-            )
+            names = ", ".join(failure.source for failure in failures[:3]) + (", ..." if len(failures) > 3 else "")
+            total = len(found) + len(failures)
+            click.echo(f"{len(failures)} of {total} photos cannot be read and are left out: {names}", err=True)
 
+    record = run.Record({}, outputs=[output])
     with _interruptible() as stopped, Meter(progress, as_json) as meter:
         watchers = Watchers(on_photos, meter.show, meter.report, lambda: bool(stopped))
         config = TrainConfig(**settings)
@@ -175,7 +176,7 @@ def train(  # noqa: PLR0913
         raise KeyboardInterrupt
     if int(os.environ.get("RANK", 0)) > 0:  # of several processes, one writes and speaks
         return 0
-    record = run.Record(run.describe_run(ctx, model), outputs=[output])
+    record.description = run.describe_run(ctx, model)
     return run.finish(record, output, failures, done=1, running=options.Running(overwrite=True, progress=progress))
 
 
@@ -219,7 +220,7 @@ class Meter:
         """Start a bar."""
         from tqdm import tqdm
 
-        form = "train: {percentage:3.0f}%|{bar}| {postfix}"
+        form = "train: {percentage:3.0f}%|{bar}| {desc}"
         # None: hidden unless stderr is a terminal
         self._bar: Any = tqdm(total=1.0, bar_format=form, disable=None if shown else True, leave=False)
         self._as_json = as_json
@@ -227,7 +228,7 @@ class Meter:
     def show(self, progress: "Progress") -> None:
         """Move the bar."""
         left = timedelta(seconds=round(progress.left)) if progress.done > 0 else "?"
-        self._bar.set_postfix_str(
+        self._bar.set_description_str(
             f"step {progress.step}, loss {progress.loss:.4f}, {progress.speed:.1f} photos/s, {left} left", refresh=False
         )
         self._bar.n = min(1.0, progress.done)
@@ -247,7 +248,7 @@ class Meter:
 
 def _line(row: "Row") -> str:
     parts = [f"step {row['step']}: {row['images']} photos in {row['minutes']} min"]
-    parts += [f"loss {row['train_mse']:.4f}"] if row["train_mse"] else []
+    parts += [f"loss {row['train_loss']:.4f}"] if row["train_loss"] else []
     parts += [f"{row['images_per_second']} photos/s"] if row["images_per_second"] else []
     parts += (
         [f"set aside: MSE of eps {row['eps_mse']:.4f}, {row['bits_per_dim']:.2f} bits/dim"] if row["eps_mse"] else []

@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 STATE, METRICS, RECORD, CARD = "state.pt", "metrics.csv", "training.json", "README.md"
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+OWN = (STATE, METRICS, CARD, "labels.json", "model_index.json", "unet", "scheduler", "samples")  # beside RECORD
+# Identifiers of licences that model cards know, of those that photos come with.
+LICENCES = ("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "pddl", "mit", "apache-2.0")
 
 
 def save_state(state: Mapping[str, object], run: Path) -> None:
@@ -43,10 +46,13 @@ def load_state(run: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ModelError(f"{path} cannot be read ({reason}); delete it to begin the run anew") from error
+    if not isinstance(found, dict) or not {"config", "photos", "network", "step"} <= found.keys():
+        raise ModelError(f"{path} is no state of a run; move it away to begin one")
+    return cast(dict[str, Any], found)
 
 
 def save_model(module: "UNet2DModel", origin: Origin, run: Path) -> None:
@@ -101,18 +107,28 @@ def write_card(origin: Origin, data: Mapping[str, object], last: Mapping[str, ob
     classes = f", {origin.labels.count} classes (labels.json)" if origin.labels else ""
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in last.items()}
     figures = "\n".join(f"| {name} | {value} |" for name, value in shown.items() if value != "")
+    licence = config.licence.lower().replace(" ", "-")
+    fine_tuned = f" It was fine-tuned from {config.init}, whose licence holds for it too." if config.init else ""
     text = f"""---
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
-license: {"other" if config.licence == "unknown" else config.licence.lower().replace(" ", "-")}
+license: {licence if licence in LICENCES else "other"}
 ---
 
 # {run.resolve().name}
 
 A `UNet2DModel` of {origin.module.num_parameters() / 1e6:.1f} M parameters for photos of {config.size} x {config.size}
 pixels{classes}, trained by `ddim-edit train`. It predicts {config.target}, with T = {config.diffusion_steps}. The
-weights are the average over training (EMA {config.ema:g}). `training.json` holds every setting, `metrics.csv` the
-course.
+weights are the average over training (EMA {config.ema:g}).{fine_tuned} `training.json` holds every setting,
+`metrics.csv` the course.
+
+```python
+import ddim_edit as de
+
+model = de.load_model("{run.resolve().name}")
+pictures = de.sample(model, [0, 1]{_example(origin)})
+```
+{_pipeline(origin)}
 
 **Data.** {data["photos"]} photos from {data["source"]}, of which {data["set_aside"]} were set aside to watch the error.
 Licence of the photos: {config.licence}.
@@ -122,6 +138,21 @@ Licence of the photos: {config.licence}.
 {figures}
 """
     write_text(run / CARD, text)
+
+
+def _example(origin: Origin) -> str:
+    """How samples of a class are asked for, where there are classes."""
+    return f", denoiser=model.denoiser({origin.labels.names[0]!r}, guidance=2)" if origin.labels else ""
+
+
+def _pipeline(origin: Origin) -> str:
+    """Whether diffusers' own pipeline can sample it."""
+    if origin.labels is None and not origin.config.learn_sigma and origin.config.target != "x_prev":
+        return "`diffusers.DDIMPipeline.from_pretrained` samples it too."
+    return (
+        '`diffusers.UNet2DModel.from_pretrained(..., subfolder="unet")` loads the network. `DDIMPipeline` cannot\n'
+        "sample it, because it knows no classes, learned variances or x_prev."
+    )
 
 
 def _stored(value: Tensor, half: bool) -> Tensor:

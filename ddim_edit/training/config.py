@@ -21,7 +21,7 @@ MIN_LINEAR_STEPS = 25  # with fewer, the betas of a linear schedule, scaled to r
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Settings that the stored state depends on: they may not change when a run goes on.
 _FIXED = ("size", "channels", "layers", "attention", "dropout", "class_cond", "learn_sigma", "diffusion_steps")
-FIXED = (*_FIXED, "schedule", "target", "schedule_sampler", "optimizer", "init", "set_aside", "seed")
+FIXED = (*_FIXED, "schedule", "target", "schedule_sampler", "optimizer", "init", "set_aside", "seed", "label_dropout")
 # Settings that weigh squared errors.
 WEIGHTS = ("min_snr", "snr_floor", "moments")
 # Settings that come from the model when one is fine-tuned, with what they are otherwise.
@@ -42,7 +42,7 @@ class TrainConfig:
 
     Args:
         size: height and width of the photos (64).
-        channels: width of each level of the U-Net, from the photo's own size down (`small`).
+        channels: width of each level of the U-Net, from the photo's own size down (those of `small` in NETWORKS).
         layers: residual layers per level (1).
         attention: self-attention in levels of this many pixels a side and below (8).
         dropout: in the residual layers.
@@ -147,7 +147,8 @@ class TrainConfig:
         if of_model is not None and (
             given := [name for name in OF_MODEL if getattr(self, name) not in (None, of_model[name])]
         ):
-            raise ConfigError(f"{given[0]} is {of_model[given[0]]} in {self.init}; leave it out when fine-tuning")
+            own = of_model[given[0]] if of_model[given[0]] is not None else "settled"
+            raise ConfigError(f"{given[0]} is {own} in {self.init}; leave it out when fine-tuning")
         known = OF_MODEL if of_model is None else of_model
         return replace(self, **{name: known[name] for name in OF_MODEL if getattr(self, name) is None})
 
@@ -190,14 +191,11 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("minutes", "lr", "clip_norm", "min_snr", "snr_floor", "moments"), (lambda value: value > 0, "a number above 0")
     ),
-    **dict.fromkeys(("attention", "warmup", "set_aside", "seed"), (lambda value: value >= 0, "0 or more")),
+    **dict.fromkeys(("attention", "warmup", "set_aside"), (lambda value: value >= 0, "0 or more")),
+    "seed": (lambda value: 0 <= value < 2**63, "0 or more, below 2^63"),
     **dict.fromkeys(("dropout", "label_dropout", "ema"), (lambda value: 0 <= value < 1, "a number in [0, 1)")),
     "decay": (lambda value: 0 <= value <= 1, "a number in [0, 1]"),
     "diffusion_steps": (lambda value: value >= 2, "2 or more, usually 1000"),
-    "channels": (
-        lambda value: len(value) > 0 and all(width >= 8 and width % 8 == 0 for width in value),
-        "widths that are multiples of 8",
-    ),
 }
 
 
@@ -228,6 +226,8 @@ def _check_pairs(config: TrainConfig) -> None:
 
 def _check_network(config: TrainConfig) -> None:
     """What a model that is fine-tuned has settled already."""
+    if config.channels is not None and not (config.channels and all(w >= 8 and w % 8 == 0 for w in config.channels)):
+        raise ConfigError(f"channels is {config.channels}; choose widths that are multiples of 8")
     steps = config.diffusion_steps
     if steps is not None and steps < MIN_LINEAR_STEPS and config.schedule != "cosine":
         raise ConfigError(f"diffusion_steps is {steps}; choose {MIN_LINEAR_STEPS} or more, or the cosine schedule")

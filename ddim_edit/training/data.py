@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ddim_edit.datasets import PhotoSet
+from ddim_edit.datasets import NO_CLASS, PhotoSet
 from ddim_edit.errors import ConfigError
 from ddim_edit.models.base import Labels
 from ddim_edit.noise import generator
@@ -125,6 +125,9 @@ def labels_of(photos: PhotoSet, known: Labels) -> Tensor:
     """
     if photos.classes is None:
         if known.null is None:
-            raise ConfigError("the photos have no classes and the model has none for 'no class'; give --label-table")
+            raise ConfigError("the model has no class for 'no class'; train with --class-cond, on photos with classes")
         return torch.full((len(photos),), known.null)
-    return torch.tensor([known.index(name) for name in photos.classes])
+    null = known.null  # whatever the model calls it
+    return torch.tensor(
+        [null if name == NO_CLASS and null is not None else known.index(name) for name in photos.classes]
+    )

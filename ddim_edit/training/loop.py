@@ -1,5 +1,6 @@
 """`train`: from photos to a model folder, in one loop that can be killed at any moment and goes on where it was."""
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,10 @@ REPORT_SECONDS = 600.0
 
 
 class Progress(NamedTuple):
-    """How far a run is: steps and photos seen, the share of the run, the last loss, photos per second, seconds left."""
+    """How far a run is: steps and photos seen, the share of the run, the last loss, photos per second, seconds left.
+
+    The time left of a run by steps is that of their pace since the last report, without the reports to come.
+    """
 
     step: int
     images: int
@@ -83,7 +87,10 @@ def train(
 
     Raises:
         ConfigError: settings that cannot work, with each other, the photos or the run that is resumed.
-        OutputError: `output` holds a run and `resume` is false, or it cannot be written to.
+        ImageError: there is no photo, or none that can be read.
+        ModelError: the model to fine-tune cannot be read, or the state to go on from.
+        OutputError: `output` holds a run and `resume` is false, or files of no run, or lies in the photos' folder, or
+            cannot be written to.
         NumericsError: the loss is not finite; the last checkpoint is kept.
         MissingExtraError: accelerate is not installed.
 
@@ -96,11 +103,15 @@ def train(
     """
     began = time.monotonic()
     run = Path(output)
+    if not isinstance(photos, PhotoSet) and run.resolve().is_relative_to(Path(photos).resolve()):
+        raise OutputError(f"{run} lies in the folder of the photos, and its samples would join them; choose another")
     _claim(run, resume=resume)
     state = checkpoint.load_state(run)
     accelerator = _accelerator(config, device)
     model = load_init(config.init) if config.init else None
     config = config.resolved(settings_of(model) if model else None)
+    if state is not None:
+        config.require_same(TrainConfig.from_json(json.loads(state["config"])))
     found = _read(photos, config, table)
     watchers.on_photos(found)
     kept, held_out = set_aside(found, config.set_aside, config.seed)
@@ -110,10 +121,10 @@ def train(
     if state is not None:
         training.restore(state)
     watch = Watch.of(training.averaged, origin, kept, held_out)
-    source = "photos in memory" if isinstance(photos, PhotoSet) else Path(photos).name
+    source = "photos in memory" if isinstance(photos, PhotoSet) else Path(photos).resolve().name
     Loop(training, watch, run, _describe(found, source, config), watchers, began - training.seconds).go()
     accelerator.wait_for_everyone()
-    return load_model(run, device="cpu")
+    return load_model(run, device=str(accelerator.device))
 
 
 @dataclass
@@ -136,7 +147,7 @@ class Loop:
     watchers: Watchers
     started: float
     rows: list[Row] = field(default_factory=list[Row])
-    _losses: list[Tensor] = field(default_factory=list[Tensor])  # since the last report, on the device
+    _losses: list[Tensor] = field(default_factory=list[Tensor])  # (2,), since the last report, on the device
     _reported_step: int = -1
     _reported: tuple[float, int] = (0.0, 0)  # seconds and photos at the last report
     _reporting: float = 0.0  # seconds that the last report took
@@ -158,6 +169,8 @@ class Loop:
             self._glance(done)
             if self._report_is_due():
                 self._report(factor)
+        if training.step == 0 and done >= 1:
+            raise ConfigError(f"minutes={config.minutes} were over before the first step; give more")
         if self._reported_step != training.step:
             self._report(factor)
 
@@ -185,27 +198,39 @@ class Loop:
         if now - self._glanced < GLANCE_SECONDS:
             return
         self._glanced = now
-        loss = float(self._losses[-1])
+        loss = float(self._losses[-1][0])
         self._check(loss)
         training, (seconds, images) = self.training, self._reported
         speed = (training.images - images) / max(now - seconds, 1e-9)
-        left = now * (1 - done) / max(done, 1e-9)
+        left = self._left(now)
         if training.accelerator.is_main_process:
             self.watchers.on_progress(Progress(training.step, training.images, done, loss, speed, left))
+
+    def _left(self, now: float) -> float:
+        """Seconds until the run ends, by the clock or by the pace of its steps, whichever is sooner."""
+        training, left = self.training, float("inf")
+        if training.config.minutes is not None:
+            left = 60 * training.config.minutes - now
+        if training.config.steps is not None:
+            pace = (now - self._reported[0]) / (training.step - self._reported_step)
+            left = min(left, pace * (training.config.steps - training.step))
+        return max(0.0, left)
 
     def _report(self, factor: float) -> None:
         """Look at the averaged weights and write everything down; the state comes last and decides what counts."""
         began = self._now()
-        loss = float(torch.stack(self._losses).mean()) if self._losses else None
+        losses = torch.stack(self._losses).mean(0).tolist() if self._losses else None
         module = self.training.average()
         weights = float(torch.stack([value.norm() for value in module.parameters()]).sum())
-        self._check(weights if loss is None else loss + weights)
+        self._check(weights + sum(losses or ()))
         if self.training.accelerator.is_main_process:
-            self.rows.append(self._row(factor, loss, began))
+            self.rows.append(self._row(factor, losses, began))
+            checkpoint.write_record(
+                self.training.origin, self.data, self.rows[-1], self.run
+            )  # first: it claims the folder
             checkpoint.write_metrics(self.rows, self.run)
             if self._sheet_is_due():
                 self.watch.draw(self.run / "samples" / f"{self.training.step:08d}.png")
-            checkpoint.write_record(self.training.origin, self.data, self.rows[-1], self.run)
             checkpoint.save_model(module, self.training.origin, self.run)
             checkpoint.write_card(self.training.origin, self.data, self.rows[-1], self.run)
             self.training.seconds = self._now()
@@ -217,7 +242,7 @@ class Loop:
         self._reported = (self._now(), self.training.images)
         self._reporting = self._now() - began
 
-    def _row(self, factor: float, loss: float | None, now: float) -> Row:
+    def _row(self, factor: float, losses: list[float] | None, now: float) -> Row:
         training, (seconds, images) = self.training, self._reported
         found = self.watch.evaluate()
         levels = list(found.levels.items()) if found else []
@@ -227,8 +252,9 @@ class Loop:
             "images": training.images,
             "minutes": round(now / 60, 2),
             "lr": training.config.lr * factor,
-            "images_per_second": round((training.images - images) / max(now - seconds, 1e-9), 2) if loss else "",
-            "train_mse": "" if loss is None else loss,
+            "images_per_second": round((training.images - images) / max(now - seconds, 1e-9), 2) if losses else "",
+            "train_loss": losses[0] if losses else "",
+            "train_mse": losses[1] if losses else "",
             "eps_mse": found.uniform.mean if found else "",
             "eps_mse_high": found.high.mean if found else "",
             **{f"eps_mse_{t}": value.mean for t, value in levels},
@@ -262,8 +288,8 @@ def _claim(run: Path, *, resume: bool) -> None:
     """Make sure that the folder may be written to, and that no model is lost."""
     if (run / checkpoint.STATE).exists() and not resume:
         raise OutputError(f"{run} holds a run; pass --resume to go on with it, or choose another --output")
-    if (run / "model_index.json").exists() and not (run / checkpoint.RECORD).exists():
-        raise OutputError(f"{run} holds a model that is no run; choose another --output")
+    if not (run / checkpoint.RECORD).exists() and (lost := [name for name in checkpoint.OWN if (run / name).exists()]):
+        raise OutputError(f"{run} holds {lost[0]}, which is of no run and would be replaced; choose another --output")
     prepare_output(run / checkpoint.STATE, overwrite=True)
     for large in (checkpoint.STATE, checkpoint.WEIGHTS):
         remove_leftovers(run / large)
@@ -279,6 +305,8 @@ def _accelerator(config: TrainConfig, device: str) -> "Accelerator":
     try:
         return Accelerator(cpu=device == "cpu", mixed_precision=PRECISIONS[config.precision])
     except ValueError as error:
+        if "already been initialized" in str(error):
+            raise ConfigError("this process has trained with another precision before; start a new one") from error
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"precision {config.precision} cannot be used here ({reason}); choose fp32") from error
 
@@ -286,6 +314,8 @@ def _accelerator(config: TrainConfig, device: str) -> "Accelerator":
 def _read(photos: str | Path | PhotoSet, config: TrainConfig, table: str | Path | None) -> PhotoSet:
     """The photos, with their classes if those are to be learned."""
     assert config.size
+    if table is not None and not config.class_cond:
+        raise ConfigError(f"{table} says classes, which are not learned; add --class-cond, or leave it out")
     if not isinstance(photos, PhotoSet):
         photos = read_photo_set(photos, (config.size, config.size), table=table)
     if photos.pixels.shape[1:] != (3, config.size, config.size):

@@ -1,8 +1,8 @@
 """The state of a training run, and one step of it: everything that must survive a kill lives in `Training.state`."""
 
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -98,15 +98,15 @@ class Training:
         )
 
     def advance(self, rate_factor: float) -> Tensor:
-        """One step of the optimizers, at a share of the highest learning rate; gives the mean squared error, ()."""
+        """One step of the optimizers, at a share of the highest learning rate; gives its loss and MSE, (2,)."""
         set_rate(self.optimizers, self.rates, rate_factor)
         parts = self.config.accumulate
-        mse = torch.zeros((), device=self.accelerator.device)
+        found = torch.zeros(2, device=self.accelerator.device)
         for part in range(parts):
             batch = self._batch(part)
             last = part == parts - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.forward):  # pyright: ignore
-                mse += self._backward(batch) / parts
+            with nullcontext() if last else self.accelerator.no_sync(self.forward), self._dropping(part):  # pyright: ignore
+                found += self._backward(batch) / parts
         self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.clip_norm)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -114,7 +114,7 @@ class Training:
         self.ema.step(self.module.parameters())
         self.step += 1
         self.images += parts * self.accelerator.num_processes * self.config.batch_size
-        return mse
+        return found
 
     def average(self) -> "UNet2DModel":
         """The network with the averaged weights of now."""
@@ -141,9 +141,8 @@ class Training:
         """Take over what `state` gave.
 
         Raises:
-            ConfigError: it is that of other photos, or of settings that make another network or another course.
+            ConfigError: it is that of other photos.
         """
-        self.config.require_same(TrainConfig.from_json(json.loads(state["config"])))
         if state["photos"] != self.digest:
             raise ConfigError("these are not the photos that the run began with; give the same to --resume")
         self.module.load_state_dict(state["network"])
@@ -157,29 +156,45 @@ class Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.images, self.seconds = state["step"], state["images"], state["seconds"]
 
+    def _within(self, part: int) -> int:
+        """Which of the step's batches is number `part` of this process."""
+        return part * self.accelerator.num_processes + self.accelerator.process_index
+
+    def _number(self, part: int) -> int:
+        """Which of the run's."""
+        return self.step * self.config.accumulate * self.accelerator.num_processes + self._within(part)
+
     def _batch(self, part: int) -> Batch:
         """This process's batch number `part` of the step."""
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        within = part * processes + rank
-        number = self.step * self.config.accumulate * processes + within
-        if self.config.dropout:  # layers draw from torch's own generators
-            torch.manual_seed(generator(self.config.seed, "training", number).initial_seed())
-        return self.batches.draw(number, self.images + within * self.config.batch_size, self.sampler)
+        position = self.images + self._within(part) * self.config.batch_size
+        return self.batches.draw(self._number(part), position, self.sampler)
+
+    @contextmanager
+    def _dropping(self, part: int) -> Generator[None]:
+        """Layers draw what they drop from torch's own generators: seed these for the batch, and put them back after."""
+        if not self.config.dropout:
+            yield
+            return
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(generator(self.config.seed, "training", self._number(part)).initial_seed())
+            yield
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Gradients of one batch; gives the mean squared error, ()."""
+        """Gradients of one batch; gives its loss and its MSE, (2,), as if timesteps were drawn evenly."""
         noised = batch.noised
         x_t = noised.x_t
         if self.config.channels_last:
             x_t = x_t.contiguous(memory_format=torch.channels_last)
         out = self.forward(x_t, noised.t.to(x_t.device), class_labels=batch.labels, return_dict=False)[0]
         losses = self.objective(out.float(), noised)
-        self.accelerator.backward((batch.weights * losses.total).mean() / self.config.accumulate)
+        loss = (batch.weights * losses.total).mean()
+        self.accelerator.backward(loss / self.config.accumulate)
         if self.sampler.learns:
             t, total = noised.t.to(x_t.device), losses.total.detach()
             t, total = cast(tuple[Tensor, Tensor], self.accelerator.gather((t, total)))
             self.sampler.learn(t.cpu(), total.cpu())
-        return losses.mse.mean()
+        return torch.stack([loss, (batch.weights * losses.mse).mean()]).detach()
 
 
 def _objective(origin: Origin) -> Objective:
