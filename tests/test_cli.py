@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import re
@@ -428,6 +429,7 @@ def test_photos_are_met_exactly_unless_they_are_to_be_decoded(tiny, photos, tmp_
         tiny("interpolate", *photos, "-n", 2, "--frames", 5, "--scale", 2, *flags, "-o", endpoints)
         keys = frames_of(tmp_path / endpoints, 5)["keys"]
         assert [key["name"] for key in keys] == ["a", "b", "c"]
+        assert [key["sha256"] for key in keys] == [hashlib.sha256(photo.read_bytes()).hexdigest() for photo in photos]
         for key, photo in zip(keys, photos, strict=True):
             shown = picture(f"{endpoints}/frame_{key['frame']:06d}.png")[::2, ::2].astype(int)
             if endpoints == "decoded":

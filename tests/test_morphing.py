@@ -158,6 +158,8 @@ class TestLoops:
         assert steps.repeated == 0
         assert 0.5 < (steps.seam_over_median or 0) < 2
         assert steps.largest_over_median < 1.5
+        pixels = torch.stack(frames).flatten(1)
+        assert torch.pdist(pixels.double()).min() > 0  # no frame twice, wherever it lies
 
     def test_a_boomerang_comes_back_the_way_it_went(self):
         model, calls = counted_model()

@@ -129,6 +129,20 @@ def test_a_killed_render_ends_with_the_files_of_an_undisturbed_one(tmp_path, cap
     assert len(first) - len(names) - len(files_in(model)) == 21 + 1
 
 
+def test_a_video_of_a_killed_render_is_the_same_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = save_tiny_model(tmp_path / "tiny")
+    names = [save_photo(tmp_path / f"{letter}.png", seed).name for seed, letter in enumerate("ab")]
+    arguments = ["interpolate", *names, "--model", model, "-n", 2, "--frames", 9, "--pilot", 3, "--batch-size", 2]
+    line = [sys.executable, "-c", DYING, "5", *map(str, arguments), "-o", "a.mp4"]
+    assert subprocess.run(line, cwd=tmp_path, check=False, stderr=subprocess.DEVNULL).returncode == -9
+    assert not (tmp_path / "a.mp4").exists()
+    assert "pictures are there already" in run_cli(*arguments, "-o", "a.mp4", capsys=capsys).stderr
+    resumed = (tmp_path / "a.mp4").read_bytes()
+    assert run_cli(*arguments, "-o", "a.mp4", "--overwrite", capsys=capsys).code == 0
+    assert (tmp_path / "a.mp4").read_bytes() == resumed
+
+
 def test_other_settings_start_anew_and_other_wrappings_do_not(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = save_tiny_model(tmp_path / "tiny")

@@ -174,7 +174,8 @@ def _key_report(plan: "Morph", checkpoint: "Checkpoint") -> list[dict[str, Any]]
     for number, name in enumerate(plan.latents.names):
         row = rows[float(number)]
         error = None if plan.photos is None else float((found[row] - plan.photos[number]).abs().max()) / 2
-        keys.append({"name": name, "frame": row, "max_error": error})
+        digest = plan.latents.photos[number].source.get("sha256")
+        keys.append({"name": name, "sha256": digest, "frame": row, "max_error": error})
     return keys
 
 
