@@ -33,12 +33,11 @@ from ddim_edit.pacing import (
     measure_pace,
     paced_positions,
 )
+from ddim_edit.perception import FeatureDistance
 
 Metric = Literal["none", "l2", "ssim", "unet"]
 Endpoints = Literal["decoded", "paste", "exact"]
 Loop = Literal["none", "closed", "boomerang"]
-
-_FEATURE_LEVEL = 0.05  # of the schedule: where the network's features are taken
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,7 @@ class Morph:
         residuals: (N, 3, H, W), photos minus decoded keys, where they are to be faded in.
         cost: network forwards that one picture takes.
         looked: how many pictures were decoded to make the plan.
+        compared: network forwards that comparing them took; see `perception`.
     """
 
     latents: Latents
@@ -156,6 +156,7 @@ class Morph:
     residuals: Tensor | None = None
     cost: int = 0
     looked: int = 0
+    compared: int = 0
 
     @property
     def order(self) -> list[int]:
@@ -260,7 +261,8 @@ def plan_morph(
     shown = plan if motion.endpoints == "exact" else replace(plan, photos=None)
     scout = _Scout(model, shown, batch_size, on_step)
     positions = _positions(scout.look, distance, len(latents), frames, motion)
-    return replace(plan, positions=positions, looked=plan.looked + scout.looked)
+    compared = distance.evaluations if isinstance(distance, FeatureDistance) else 0
+    return replace(plan, positions=positions, looked=plan.looked + scout.looked, compared=compared)
 
 
 def morph(
@@ -326,25 +328,5 @@ def distance_of(pace: Metric | Distance, model: Model) -> Distance | None:
     if callable(pace):
         return pace
     if pace == "unet":
-        return _feature_distance(model)
+        return FeatureDistance(model)
     return {"none": None, "l2": l2, "ssim": dissimilarity}[pace]
-
-
-def _feature_distance(model: Model) -> Distance:
-    """How differently the model's own encoder sees two pictures, without noise: LPIPS without learned weights."""
-    if model.features is None:
-        raise ConfigError(f"{model.name} shows no features to pace by; choose l2 or ssim")
-    show, condition = model.features, model.condition()
-    level = model.schedule.level(_FEATURE_LEVEL * len(model.schedule))
-
-    def features(picture: Tensor) -> list[Tensor]:
-        x = level.signal * model.codec.encode(picture[None].float().to(model.device))
-        t = torch.full((1,), level.t, device=x.device)
-        with torch.no_grad():
-            return [torch.nn.functional.normalize(value, dim=1) for value in show(x, t, condition)]
-
-    def distance(a: Tensor, b: Tensor) -> float:
-        pairs = zip(features(a), features(b), strict=True)
-        return float(torch.stack([(x - y).square().sum(1).mean() for x, y in pairs]).mean().sqrt())
-
-    return distance

@@ -25,6 +25,7 @@ from ddim_edit.morphing import Morph, Motion
 from ddim_edit.ode import OnStep
 
 _PLAN, _KEYS = "plan.safetensors", "keys.safetensors"
+_COUNTS = ("cost", "looked", "compared")  # of a plan
 _OURS = re.compile(r"frame_\d{6,}\.png|plan\.safetensors|keys\.safetensors|\..+\.tmp\.\w+")
 
 
@@ -59,8 +60,8 @@ class Checkpoint:
         except (OSError, SafetensorError, LatentsError):
             return None
         photos, residuals = tensors.get("photos"), tensors.get("residuals")
-        cost, looked = int(facts["cost"]), int(facts["looked"])
-        return Morph(latents, motion, tensors["positions"], grid, photos, residuals, cost, looked)
+        counts = [int(facts.get(name, 0)) for name in _COUNTS]
+        return Morph(latents, motion, tensors["positions"], grid, photos, residuals, *counts)
 
     def save(self, plan: Morph) -> None:
         """Keep a plan, in place of whatever another request left.
@@ -75,7 +76,7 @@ class Checkpoint:
         given = {name: value.contiguous() for name, value in tensors.items() if value is not None}
         plan.latents.save(self.folder / _KEYS)
         with atomic(self.folder / _PLAN) as temporary:  # last: with it the folder counts
-            facts = {"request": self.request, "cost": str(plan.cost), "looked": str(plan.looked)}
+            facts = {"request": self.request, **{name: str(getattr(plan, name)) for name in _COUNTS}}
             temporary.write_bytes(save(given, facts))
 
     def missing(self, plan: Morph, batch_size: int) -> list[range]:

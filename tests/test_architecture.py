@@ -17,7 +17,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
 PATHS = "sphere splines interpolation mixing corrections pacing"
-VERBS = "task inverse recipe latents decoding inversion morphing forecast"
+VERBS = "task inverse recipe latents decoding inversion perception morphing forecast"
 USES = "images sheets video files batch rendering datasets evaluation"
 EXPERIMENTS = " ".join(
     f"experiments.{name}"
@@ -102,8 +102,10 @@ TABLE = {
         "errors schedule grid denoiser solvers ode metrics task inverse models.base latents recipe decoding", "torch"
     ),
     "morphing": May(
-        "errors grid ode interpolation corrections pacing models.base latents recipe decoding inversion", "torch"
+        "errors grid ode interpolation corrections pacing perception models.base latents recipe decoding inversion",
+        "torch",
     ),
+    "perception": May("errors models.base", "torch"),
     "forecast": May("interpolation inverse models.base morphing noise recipe solvers.recorder", "torch"),
     # Uses
     "rendering": May("errors files grid ode images models.base latents morphing", "numpy torch PIL", "safetensors"),

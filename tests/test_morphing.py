@@ -15,6 +15,7 @@ from ddim_edit.inversion import with_health
 from ddim_edit.morphing import Motion, plan_morph
 from ddim_edit.ode import Step
 from ddim_edit.pacing import EASES, Steps, dissimilarity, l2
+from ddim_edit.perception import FeatureDistance
 
 UNPACED = Motion(pace="none", path="slerp")
 
@@ -138,6 +139,14 @@ class TestPace:
         model = mixture_model()
         with pytest.raises(ConfigError, match="mixture shows no features to pace by; choose l2 or ssim"):
             plan_morph(model, encoded(model), 5, Motion(pace="unet"))
+
+    def test_features_are_asked_once_for_each_picture(self, unet: de.Model):
+        plan = plan_morph(unet, encoded(unet, 3, 1), 5, Motion(pace="unet", pilot=4))
+        assert (plan.looked, plan.compared) == (7, 7)
+        distance, (a, b) = FeatureDistance(unet), photos(2)
+        assert distance(a, a) == 0
+        assert distance(a, b) == pytest.approx(distance(b, a))
+        assert distance(a, b) > 0
 
     def test_features_come_from_fine_to_coarse_and_leave_no_hook(self, unet: de.Model):
         assert unet.features is not None

@@ -161,7 +161,10 @@ def _report(plan: "Morph", checkpoint: "Checkpoint") -> dict[str, Any]:
         "path": plan.path,
         "keys": _key_report(plan, checkpoint),
         "steps": {"count": len(frames), "distance": "l2", **steps.to_json()},
-        "evaluations": {"plan": plan.looked * plan.cost, "frames": len(plan.positions) * plan.cost},
+        "evaluations": {
+            "plan": plan.looked * plan.cost + plan.compared,
+            "frames": len(plan.positions) * plan.cost,
+        },
         "frames": frames,
     }
 
