@@ -300,6 +300,13 @@ def test_exported_samples_are_those_of_their_seeds(done):
     assert not list((folder / "samples").glob("*.parts"))
 
 
+def test_a_distance_that_resampling_biases_has_no_interval(done):
+    for row in csv.DictReader((done("eta-steps") / "summary.csv").read_text().splitlines()):
+        assert float(row["feature_distance"]) >= 0
+        assert row["feature_distance_low"] == row["feature_distance_high"] == ""
+        assert float(row["contrast_low"]) <= float(row["contrast"]) <= float(row["contrast_high"])
+
+
 def test_samples_are_exported_from_a_folder_that_is_finished(conduct, done, tmp_path):
     folder = tmp_path / "eta-steps"
     shutil.copytree(done("eta-steps"), folder)

@@ -41,6 +41,7 @@ class Measure:
         statistic: takes one array (..., images) per column and gives (...).
         better: which way is better, or neither.
         shown: whether it is in table.tex and at the top of the report.
+        resampled: whether it has an interval by bootstrap. One that repeated images bias has none.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Measure:
     statistic: Statistic = mean
     better: Literal["lower", "higher", ""] = ""
     shown: bool = True
+    resampled: bool = True
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -150,10 +150,12 @@ EXPERIMENT = Experiment(
         Measure(
             "feature_distance",
             "feature distance (not FID)",
-            "Frechet distance from the reference photos in whitened features of the model's own down blocks at t = 50",
+            "Frechet distance from the reference photos in whitened features of the model's own down blocks at t = 50; "
+            "without an interval, because resampling repeats samples, which raises such a distance",
             columns=tuple(names_of()),
             statistic=frechet_from_reference,
             better="lower",
+            resampled=False,
         ),
         Measure(
             "roughness", "roughness", "mean absolute difference of neighbouring pixels on [-1, 1]; noise raises it"

@@ -13,7 +13,7 @@ from typing import cast
 
 import numpy as np
 
-from ddim_edit.experiments.base import Array, Experiment, Interval, Pair, Setting, Statistic, Summary, mean
+from ddim_edit.experiments.base import Array, Experiment, Interval, Measure, Pair, Setting, Statistic, Summary, mean
 
 CONFIDENCE = 0.95
 RESAMPLES = 9_999
@@ -33,12 +33,19 @@ def summarise(experiment: Experiment, rows: Sequence[Row]) -> list[Summary]:
             dict(zip(experiment.settings, values, strict=True)),
             len(group),
             {
-                measure.name: interval([column(group, name) for name in measure.sources], measure.statistic)
+                measure.name: _measured(measure, [column(group, name) for name in measure.sources])
                 for measure in experiment.measures
             },
         )
         for values, group in groups.items()
     ]
+
+
+def _measured(measure: Measure, columns: Sequence[Array]) -> Interval:
+    if measure.resampled:
+        return interval(columns, measure.statistic)
+    with np.errstate(all="ignore"):
+        return Interval(float(measure.statistic(*columns)), math.nan, math.nan)
 
 
 def column(rows: Sequence[Row], name: str) -> Array:
