@@ -103,7 +103,7 @@ def draw(settings: dict[str, list[dict]], path: Path) -> None:
     """Error against evaluations, both log; the colour says how far x_T is from Gaussian."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.2, 5.4), dpi=130, layout="constrained")
+    figure = Figure(figsize=(8.6, 5.4), dpi=130, layout="constrained")
     axis = figure.subplots()
     kurtosis = [mean(rows, "latent", "excess_kurtosis") for rows in settings.values()]
     shapes = {"explicit": "s", "long": "s", "budget": "o", "goal": "*", "solvers": "^", "pairs": "D"}
@@ -113,10 +113,12 @@ def draw(settings: dict[str, list[dict]], path: Path) -> None:
         points = axis.scatter(
             x, y, c=[colour], vmin=min(kurtosis), vmax=max(kurtosis), marker=shape, s=70, cmap="viridis", zorder=3
         )
-        axis.annotate(
-            setting, (x, y), xytext=(6, -9 if "quadratic" in setting else 3), textcoords="offset points", fontsize=7
-        )
-    axis.margins(x=0.25)  # room for the names
+        # Neighbours put their names to either side.
+        to_the_left = "target" in setting or "default" in setting
+        offset = (-7, -3) if to_the_left else (6, -12 if "quadratic" in setting else 3)
+        side = "right" if to_the_left else "left"
+        axis.annotate(setting, (x, y), xytext=offset, ha=side, textcoords="offset points", fontsize=7)
+    axis.margins(x=0.45)  # room for the names
     axis.set(xscale="log", yscale="log", xlabel="network evaluations to encode a photo", ylabel="mean MSE on [0, 1]")
     figure.colorbar(points, label="excess kurtosis of x_T (a Gaussian has 0)")
     axis.grid(alpha=0.3, which="both")
