@@ -317,7 +317,7 @@ CASES = {
     "training below a file": Case("train {a} -o {text}/run --steps 1", 1, "cannot write into"),
     "training into a model": Case("train {a} -o {model} --steps 1", 1, "which is of no run"),
     "classes that are not there": Case(f"{TRAIN} {{a}} --class-cond", 1, "class_cond needs classes"),
-    "a table that is not there": Case(f"{TRAIN} {{folder}} --label-table {{missing}}", 1, "cannot be read as CSV"),
+    "a table that is not there": Case(f"{TRAIN} {{folder}} --class-cond --label-table {{missing}}", 1, "read as CSV"),
     "every photo set aside": Case(f"{TRAIN} {{a}} --set-aside 1", 1, "leave at least one to train on"),
     "fine-tuning what is not there": Case(f"{TRAIN} {{a}} --init nonesuch", 1, "no folder, no hub id (owner/name)"),
     "fine-tuning to another size": Case(f"{TRAIN} {{a}} --init {{model}}", 1, "size is 16 in"),

@@ -498,8 +498,8 @@ def test_max_step_takes_as_many_frames_as_it_needs(tiny, photos, tmp_path):
 
 
 @pytest.mark.parametrize("flag", ["--frames", "--pilot"])
-def test_max_step_refuses_what_it_would_ignore(tiny, photos, flag):
-    refused = tiny("interpolate", *photos[:2], "--max-step", 0.1, flag, 5)
+def test_max_step_refuses_what_it_would_ignore(run, model, photos, flag):
+    refused = run("interpolate", *photos[:2], "--model", model, "--max-step", 0.1, flag, 5)
     assert refused.code == 2
     assert f"leave {flag} away" in refused.stderr
 
