@@ -99,7 +99,7 @@ def compare_pairs(model: de.Model, photos: Tensor, pairs: int, middles: int, ste
         print(f"{name}: mean {np.mean(values):.4f}, from {min(values):.4f} to {max(values):.4f}, {len(values)} pairs")
     mean = {name: float(np.mean(values)) for name, values in found.items()}
     bars = {
-        f"gini, pilot {frames}, at most 1/10 of uniform": mean[f"gini, pilot {frames}"] <= mean["gini, uniform"] / 10,
+        "gini, pilot = frames, at most 1/10 of uniform": mean["gini, pilot = frames"] <= mean["gini, uniform"] / 10,
         "gini, pilot 9, at most 1/3 of uniform": mean["gini, pilot 9"] <= mean["gini, uniform"] / 3,
         "end step of every exact clip at most 2 medians": max(found["end step, exact"]) <= 2,
         "photos met by every exact clip within 1e-6": max(found["end error, exact"]) <= 1e-6,
