@@ -104,6 +104,11 @@ def read_photo_set(
     return PhotoSet(torch.stack(pixels), None if classes is None else tuple(kept), tuple(failures))
 
 
+def first_names(names: Sequence[str]) -> str:
+    """The first three of some names, for a message."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
 def _listed(path: Path, table: Path | None) -> tuple[list[Photo], list[str] | None]:
     """The photos of a set, and their classes."""
     if not path.is_dir():
@@ -168,6 +173,5 @@ def _table_classes(table: Path, files: Sequence[str]) -> list[str]:
         ("has no label for files", sorted(name for name, label in labels.items() if not label), write),
     ):
         if odd:
-            listed = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
-            raise ConfigError(f"{table} {what}: {len(odd)} ({listed}); {remedy}")
+            raise ConfigError(f"{table} {what}: {len(odd)} ({first_names(odd)}); {remedy}")
     return [labels[name] for name in files]

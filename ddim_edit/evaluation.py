@@ -198,8 +198,9 @@ def _check(model: Model, photos: Tensor, labels: Sequence[int] | None, timesteps
         raise ConfigError(f"labels were given, but {model.name} is not class-conditional; leave them out")
     if labels is not None and len(labels) != len(photos):
         raise ConfigError(f"{len(labels)} labels for {len(photos)} photos; give one for each")
-    if labels is not None and (odd := [n for n in labels if model.labels and not 0 <= n < model.labels.count]):
-        raise ConfigError(f"label {odd[0]} is none of the {model.labels and model.labels.count} of {model.name}")
+    known = range(model.labels.count if model.labels else 0)
+    if odd := [number for number in labels or () if number not in known]:
+        raise ConfigError(f"label {odd[0]} is none of {model.name}; choose 0 to {len(known) - 1}")
     if T < 2:
         raise ConfigError(f"{model.name} has {T} timestep; a model with one cannot be evaluated")
     if not MIN_DRAWS <= draws <= T:

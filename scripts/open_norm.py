@@ -163,6 +163,7 @@ def look(model: de.Model, photos: Tensor) -> Seen:
     module, predict = network(model)
     norm, convolution = module.conv_norm_out, module.up_blocks[-1].resnets[-1].conv2
     watched: dict[str, Tensor] = {}
+    first: dict[str, Tensor] = {}  # what was watched at the first timestep
 
     def watch_norm(_: Any, given: tuple[Tensor], out: Tensor) -> None:
         watched.update(before=given[0], after=out)
@@ -180,12 +181,12 @@ def look(model: de.Model, photos: Tensor) -> Seen:
         variance.append(watched["before"].var((2, 3)).mean(0))
         pixels = unfold(watched["entering"], 3, padding=1)[:, :, ::EVERY]
         entering.append(pixels.permute(0, 2, 1).flatten(0, 1))
-    x_t, _ = noised(model, photos, TIMESTEPS[0])
-    predict(x_t, TIMESTEPS[0])
-    before, after = watched["before"], watched["after"]
+        first = first or dict(watched)
+    before, after = first["before"], first["after"]
     gate = after.sigmoid()
     slope = (gate * (1 + after * (1 - gate))).mean((0, 2, 3))  # of SiLU, where the norm puts the channels
     response: list[Tensor] = []
+    x_t, _ = noised(model, photos, TIMESTEPS[0])
     for colour in SHIFT * torch.eye(3).view(3, 1, 3, 1, 1):
         predict(x_t + colour, TIMESTEPS[0])
         response.append((watched["before"] - before).mean((0, 2, 3)) / SHIFT)

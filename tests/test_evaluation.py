@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from model_helpers import mixture_model, photos
 from ddim_edit.errors import ConfigError, NumericsError
 from ddim_edit.evaluation import Estimate, evaluate_model, evaluations_per_photo, low_density, spread_timesteps
 from ddim_edit.models import Model
+from ddim_edit.models.base import Labels
 from ddim_edit.noise import gaussian
 from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.variational import Posterior, bound_terms, prior_term
@@ -151,6 +153,12 @@ def test_the_calls_are_as_many_as_announced():
 def test_settings_that_cannot_work(change, message):
     with pytest.raises(ConfigError, match=message):
         evaluate_model(constant(0.0), **({"photos": photos(2)} | change))
+
+
+def test_a_label_that_the_model_does_not_have():
+    model = replace(constant(0.0), labels=Labels(count=3, null=None, names=("a", "b", "c")))
+    with pytest.raises(ConfigError, match="label 7 is none of custom; choose 0 to 2"):
+        evaluate_model(model, photos(2), [0, 7])
 
 
 def test_values_that_are_not_finite_are_refused():

@@ -150,6 +150,7 @@ def train(  # noqa: PLR0913
     """
     import torch
 
+    from ddim_edit.datasets import first_names
     from ddim_edit.training import TrainConfig, Watchers
     from ddim_edit.training import train as run_training
 
@@ -162,8 +163,7 @@ def train(  # noqa: PLR0913
     def on_photos(found: "PhotoSet") -> None:
         failures.extend(found.failures)
         if failures:
-            names = ", ".join(failure.source for failure in failures[:3]) + (", ..." if len(failures) > 3 else "")
-            total = len(found) + len(failures)
+            names, total = first_names([failure.source for failure in failures]), len(found) + len(failures)
             click.echo(f"{len(failures)} of {total} photos cannot be read and are left out: {names}", err=True)
 
     record = run.Record({}, outputs=[output])

@@ -225,9 +225,8 @@ class Loop:
         self._check(weights + sum(losses or ()))
         if self.training.accelerator.is_main_process:
             self.rows.append(self._row(factor, losses, began))
-            checkpoint.write_record(
-                self.training.origin, self.data, self.rows[-1], self.run
-            )  # first: it claims the folder
+            # The record comes first: it claims the folder.
+            checkpoint.write_record(self.training.origin, self.data, self.rows[-1], self.run)
             checkpoint.write_metrics(self.rows, self.run)
             if self._sheet_is_due():
                 self.watch.draw(self.run / "samples" / f"{self.training.step:08d}.png")
