@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from ddim_edit.models.base import Codec as Codec
     from ddim_edit.models.base import Model as Model
     from ddim_edit.morphing import Morph as Morph
-    from ddim_edit.morphing import Motion as Motion
     from ddim_edit.morphing import morph as morph
     from ddim_edit.morphing import plan_morph as plan_morph
+    from ddim_edit.motion import Motion as Motion
     from ddim_edit.noise import gaussian as gaussian
     from ddim_edit.ode import Step as Step
     from ddim_edit.ode import integrate as integrate
@@ -85,7 +85,8 @@ _HOMES = {
     "mixing": ("analogy", "corner_grid", "karcher_mean", "lol"),
     "models": ("load_model",),
     "models.base": ("Codec", "Model"),
-    "morphing": ("Morph", "Motion", "morph", "plan_morph"),
+    "morphing": ("Morph", "morph", "plan_morph"),
+    "motion": ("Motion",),
     "noise": ("gaussian",),
     "ode": ("Step", "integrate", "walk"),
     "schedule": ("Level", "NoiseSchedule"),

@@ -15,7 +15,8 @@ from ddim_edit.inversion import default_grid, round_trip
 from ddim_edit.latents import Latents
 from ddim_edit.metrics import Quality, compare
 from ddim_edit.models import Model, load_model
-from ddim_edit.morphing import Motion, morph
+from ddim_edit.morphing import morph
+from ddim_edit.motion import Motion
 from ddim_edit.noise import SeededNoise
 from ddim_edit.plots import error_figure, latent_figure
 from ddim_edit.recipe import Recipe

@@ -14,7 +14,7 @@ import torch
 from ddim_edit.interpolation import segments
 from ddim_edit.inverse import Exact, Explicit, Recorded, Refine
 from ddim_edit.models.base import Model
-from ddim_edit.morphing import Motion
+from ddim_edit.motion import Motion
 from ddim_edit.noise import gaussian
 from ddim_edit.recipe import Recipe
 from ddim_edit.solvers.recorder import FIRST_STEP
@@ -48,7 +48,7 @@ def forecast(recipe: Recipe, decoding: Recipe, motion: Motion, *, photos: int, k
         frames: of the clip; without effect where `motion` has a `max_step`.
     """
     travelled, parts = motion.max_step is not None, segments(keys, closed=motion.closed)
-    pilots = motion.pilots(keys)
+    pilots = motion.pilots(keys, frames)
     rows = parts + (not motion.closed) if travelled else motion.rows(frames)
     measured = (2 * parts if travelled else pilots) if motion.pace == "unet" else 0
     found = [

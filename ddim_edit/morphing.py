@@ -6,12 +6,12 @@ one batch in memory at a time. No files here: `rendering` writes frames so that 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from ddim_edit.corrections import Correction, corrected
+from ddim_edit.corrections import corrected
 from ddim_edit.decoding import decode, prepared
 from ddim_edit.errors import ConfigError
 from ddim_edit.grid import Grid
@@ -19,117 +19,20 @@ from ddim_edit.interpolation import How, along, segments
 from ddim_edit.inversion import advice, with_health, with_quality
 from ddim_edit.latents import Latents
 from ddim_edit.models.base import Model
+from ddim_edit.motion import Metric, Motion
 from ddim_edit.ode import OnStep
 from ddim_edit.pacing import (
-    EASES,
-    Curve,
     Distance,
     Look,
-    Over,
     bisected,
     dissimilarity,
     even_pace,
     l2,
     measure_pace,
+    measure_pace_at,
     paced_positions,
 )
 from ddim_edit.perception import FeatureDistance
-
-Metric = Literal["none", "l2", "ssim", "unet"]
-Endpoints = Literal["decoded", "paste", "exact"]
-Loop = Literal["none", "closed", "boomerang"]
-
-
-@dataclass(frozen=True)
-class Motion:
-    """How a clip moves.
-
-    Args:
-        path: see `interpolation.along`; None takes slerp through two keys and squad through more.
-        loop: `closed` goes on from the last key to the first, so that frame 0 follows the last one; `boomerang` comes
-            back the way it went, without showing either end twice.
-        pace: the distance that is the same for every step: `l2`, `ssim` (1 - SSIM), `unet` (features of the model's
-            own encoder), one of your own, or `none` for equal steps of the latent.
-        pilot: pictures per segment that are decoded to find the pace.
-        over: see `pacing.paced_positions`.
-        ease: a curve between neighbouring keys, applied after pacing; see `pacing.EASES`.
-        max_step: instead of a number of frames: as many as no step larger than this needs, in the unit of `pace`.
-        endpoints: how keys meet their photos. `decoded`: as they decode. `paste`: the photo takes the place of its
-            key's frame, and pops. `exact`: what decoded keys miss of their photos is added, fading from key to key.
-        correct: see `corrections.corrected`.
-
-    Raises:
-        ConfigError: an unknown or impossible setting.
-    """
-
-    path: How | None = None
-    loop: Loop = "none"
-    pace: Metric | Distance = "l2"
-    pilot: int = 17
-    over: Over = "global"
-    ease: Curve = EASES["linear"]
-    max_step: float | None = None
-    endpoints: Endpoints = "decoded"
-    correct: Correction = "none"
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("path", self.path, (None, *get_args(How))),
-            ("loop", self.loop, get_args(Loop)),
-            ("pace", self.pace, (self.pace,) if callable(self.pace) else get_args(Metric)),
-            ("over", self.over, get_args(Over)),
-            ("endpoints", self.endpoints, get_args(Endpoints)),
-            ("correct", self.correct, get_args(Correction)),
-        ):
-            if value not in known:
-                raise ConfigError(f"{name}={value!r} is not known; choose {', '.join(map(str, known))}")
-        if self.max_step is not None:
-            self._check_bound(self.max_step)
-
-    def _check_bound(self, bound: float) -> None:
-        if not bound > 0:
-            raise ConfigError(f"max_step={bound:g}; choose a distance above 0")
-        if self.pace == "none":
-            raise ConfigError(f"max_step={bound:g} needs a distance to measure steps by; choose a pace")
-        if self.endpoints == "paste":
-            raise ConfigError(f"max_step={bound:g} cannot hold where pasted photos pop; choose endpoints exact")
-        for name, value, only in (("ease", self.ease, EASES["linear"]), ("over", self.over, "global")):
-            if value != only:
-                raise ConfigError(f"max_step={bound:g} says where frames lie, and {name} would too; give one of them")
-
-    @property
-    def closed(self) -> bool:
-        """Whether the path leads from the last key to the first."""
-        return self.loop == "closed"
-
-    def check(self, keys: int, frames: int) -> None:
-        """Refuse, before any work, what cannot become a clip.
-
-        Raises:
-            ConfigError: too few keys or frames for this motion.
-        """
-        if keys < 2:
-            raise ConfigError(f"a morph needs two photos or more, not {keys}")
-        if self.loop == "boomerang" and frames % 2:
-            raise ConfigError(f"frames={frames} but a boomerang has an even number; choose {frames + 1}")
-        paced_positions(
-            even_pace(segments(keys, closed=self.closed)), self.rows(frames), closed=self.closed, ease=self.ease
-        )
-
-    def met(self, keys: int) -> int:
-        """How many keys a plan decodes to compare them with their photos."""
-        return keys if self.endpoints == "exact" else 0
-
-    def pilots(self, keys: int) -> int:
-        """How many pictures a plan decodes to find the pace; more where `max_step` asks for them."""
-        if self.pace == "none":
-            return 0
-        parts = segments(keys, closed=self.closed)
-        return parts * (self.pilot - 1) + 1 if self.max_step is None else 2 * parts
-
-    def rows(self, frames: int) -> int:
-        """How many different pictures a clip of so many frames shows."""
-        return frames // 2 + 1 if self.loop == "boomerang" else frames
 
 
 @dataclass(frozen=True)
@@ -304,8 +207,15 @@ def _positions(look: Look, distance: Distance | None, keys: int, frames: int, mo
     parts = segments(keys, closed=motion.closed)
     if distance is not None and motion.max_step is not None:
         return bisected(look, distance, parts, motion.max_step, closed=motion.closed)
-    paces = even_pace(parts) if distance is None else measure_pace(look, distance, parts, motion.pilot)
-    return paced_positions(paces, motion.rows(frames), closed=motion.closed, over=motion.over, ease=motion.ease)
+    place = partial(
+        paced_positions, frames=motion.rows(frames), closed=motion.closed, over=motion.over, ease=motion.ease
+    )
+    if distance is None:
+        return place(even_pace(parts))
+    positions = place(measure_pace(look, distance, parts, motion.pilot))
+    for _ in range(motion.settle):
+        positions = place(measure_pace_at(look, distance, parts, positions))
+    return positions
 
 
 def _with_photos(plan: Morph, model: Model, photos: Tensor | None, batch_size: int, on_step: OnStep | None) -> Morph:

@@ -1,8 +1,9 @@
 """Pacing: where on a path the frames go so that every step looks equally large.
 
 Equal steps in the latent are not equal steps in the picture. One pass over a few pilot frames measures how far the
-picture travels along the path (its arc length under some distance), and the frames are spread evenly over that. Numbers
-in, numbers out: whoever calls says how to look at a position (`Look`) and how far apart two pictures are (`Distance`).
+picture travels along the path (its arc length under some distance), and the frames are spread evenly over that; more
+passes, over the frames themselves, even out what the pilot could not see. Numbers in, numbers out: whoever calls says
+how to look at a position (`Look`) and how far apart two pictures are (`Distance`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -147,11 +148,38 @@ def measure_pace(look: Look, distance: Distance, segments: int, pilot: int) -> l
     """
     if pilot < 2:
         raise ConfigError(f"pilot={pilot} but a distance needs two pictures; choose 2 or more")
-    at = np.linspace(0, 1, pilot)
-    where = np.concatenate([*(k + at[:-1] for k in range(segments)), [float(segments)]])
-    pictures = look(torch.from_numpy(where))
-    steps = np.array([distance(a, b) for a, b in pairwise(pictures)]).reshape(segments, pilot - 1)
-    return [Pace(at, np.concatenate([[0.0], np.cumsum(row)])) for row in steps]
+    return _measured(look, distance, [np.linspace(0, 1, pilot)] * segments)
+
+
+def measure_pace_at(look: Look, distance: Distance, segments: int, positions: Tensor) -> list[Pace]:
+    """Travel the path once more at the frames that an earlier pace led to, and measure how far apart they really are.
+
+    A pilot says nothing of what lies between its pictures. Frames placed by what is measured at frames are far more
+    even than by any pilot of as many pictures.
+
+    Args:
+        look: how the path looks at positions in [0, segments].
+        distance: how far apart two pictures are.
+        segments: the number of pieces between keys.
+        positions: (F,) float64, of the frames, as `paced_positions` gives them.
+
+    Returns:
+        One pace per segment. `look` is asked for the frames once, and for the end of a closed path.
+    """
+    u = positions.numpy()
+    within = [u[(k < u) & (u < k + 1)] - k for k in range(segments)]
+    return _measured(look, distance, [np.concatenate([[0.0], inner, [1.0]]) for inner in within])
+
+
+def _measured(look: Look, distance: Distance, at: Sequence[NDArray[np.float64]]) -> list[Pace]:
+    """The pace of every segment, seen at these positions within it: from 0 to 1, both included."""
+    where = np.concatenate([*(k + inner[:-1] for k, inner in enumerate(at)), [float(len(at))]])
+    steps = [distance(a, b) for a, b in pairwise(look(torch.from_numpy(where)))]
+    ends = np.cumsum([len(inner) - 1 for inner in at])
+    return [
+        Pace(inner, np.concatenate([[0.0], np.cumsum(part)]))
+        for inner, part in zip(at, np.split(np.asarray(steps), ends[:-1]), strict=True)
+    ]
 
 
 def paced_positions(

@@ -21,7 +21,8 @@ from ddim_edit.grid import Grid
 from ddim_edit.images import to_tensor, write_image
 from ddim_edit.latents import Latents
 from ddim_edit.models.base import Model
-from ddim_edit.morphing import Morph, Motion
+from ddim_edit.morphing import Morph
+from ddim_edit.motion import Motion
 from ddim_edit.ode import OnStep
 
 _PLAN, _KEYS = "plan.safetensors", "keys.safetensors"

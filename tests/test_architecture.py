@@ -17,7 +17,7 @@ MAX_FUNCTION, MAX_FILE = 40, 350
 # load when a function needs them. Imports for type checkers count as imports of ours, and not as loading a package.
 NUMERICS = "errors schedule grid denoiser noise solvers solvers.base interpolation metrics ode models models.base"
 PATHS = "sphere splines interpolation mixing corrections pacing"
-VERBS = "task inverse recipe latents decoding inversion perception morphing forecast"
+VERBS = "task inverse recipe latents decoding inversion perception motion morphing forecast"
 USES = "images sheets video files batch rendering datasets evaluation"
 EXPERIMENTS = " ".join(
     f"experiments.{name}"
@@ -101,14 +101,18 @@ TABLE = {
     "inversion": May(
         "errors schedule grid denoiser solvers ode metrics task inverse models.base latents recipe decoding", "torch"
     ),
+    "motion": May("errors interpolation corrections pacing"),
     "morphing": May(
-        "errors grid ode interpolation corrections pacing perception models.base latents recipe decoding inversion",
+        "errors grid ode interpolation corrections pacing perception motion models.base latents recipe decoding "
+        "inversion",
         "torch",
     ),
     "perception": May("errors models.base", "torch"),
-    "forecast": May("interpolation inverse models.base morphing noise recipe solvers.recorder", "torch"),
+    "forecast": May("interpolation inverse models.base motion noise recipe solvers.recorder", "torch"),
     # Uses
-    "rendering": May("errors files grid ode images models.base latents morphing", "numpy torch PIL", "safetensors"),
+    "rendering": May(
+        "errors files grid ode images models.base latents motion morphing", "numpy torch PIL", "safetensors"
+    ),
     "batch": May("errors images task inversion decoding latents recipe models.base noise ode", "torch"),
     "datasets": May("errors images batch", "numpy torch"),
     "evaluation": May("errors denoiser models.base noise schedule variational", "torch"),

@@ -34,7 +34,7 @@ from ddim_edit.inverse import INVERSES
 from ddim_edit.latents import Latents
 from ddim_edit.mixing import GridHow
 from ddim_edit.models import load_model
-from ddim_edit.morphing import Endpoints, Metric
+from ddim_edit.motion import Endpoints, Metric
 from ddim_edit.pacing import EASES, Over
 from ddim_edit.schedule import SPACINGS
 from ddim_edit.solvers import SOLVERS
@@ -497,7 +497,7 @@ def test_max_step_takes_as_many_frames_as_it_needs(tiny, photos, tmp_path):
     assert counts[0] < counts[1]
 
 
-@pytest.mark.parametrize("flag", ["--frames", "--pilot"])
+@pytest.mark.parametrize("flag", ["--frames", "--pilot", "--settle"])
 def test_max_step_refuses_what_it_would_ignore(run, model, photos, flag):
     refused = run("interpolate", *photos[:2], "--model", model, "--max-step", 0.1, flag, 5)
     assert refused.code == 2

@@ -52,8 +52,8 @@ def told_and_spent(run: Callable[..., Outcome], calls: Calls, *arguments: object
     "flags",
     [
         (*PHOTOS, *EXPLICIT),
-        (*PHOTOS, *EXPLICIT, "--guess", "target", "--loop"),
-        (*PHOTOS, *EXPLICIT, "--boomerang", "--endpoints", "decoded"),
+        (*PHOTOS, *EXPLICIT, "--guess", "target", "--loop", "--settle", 1),
+        (*PHOTOS, *EXPLICIT, "--boomerang", "--endpoints", "decoded", "--settle", 2),
         (*PHOTOS, *EXPLICIT, "--pace", "none", "--endpoints", "paste", "--batch-size", 2),
         (*PHOTOS, *EXPLICIT, "--decode-steps", 3, "--pilot", 4),
         (*PHOTOS[:2], *EXPLICIT, "--decode-steps", 11),  # whose topmost level lies above that of the latents

@@ -12,7 +12,8 @@ from torch import Tensor
 import ddim_edit as de
 from ddim_edit.errors import ConfigError
 from ddim_edit.inversion import with_health
-from ddim_edit.morphing import Motion, plan_morph
+from ddim_edit.morphing import plan_morph
+from ddim_edit.motion import Motion
 from ddim_edit.ode import Step
 from ddim_edit.pacing import EASES, Steps, dissimilarity, l2
 from ddim_edit.perception import FeatureDistance
@@ -127,7 +128,20 @@ class TestPace:
         calls.clear()
         plan = plan_morph(model, latents, 9, Motion(pilot=5, endpoints="exact"), photos=photos(3))
         assert sum(calls) == plan.looked * plan.cost == (2 * 4 + 1 + 3) * 4
-        assert plan.looked == plan.motion.met(3) + plan.motion.pilots(3)
+        assert plan.looked == plan.motion.met(3) + plan.motion.pilots(3, 9)
+
+    def test_passes_over_the_frames_make_steps_more_even(self, unet: de.Model):
+        latents = de.seed_latents(unet, [0, 1], grid=4)
+        plans = [plan_morph(unet, latents, 25, Motion(pilot=9, settle=n)) for n in (0, 1, 2)]
+        uneven = [1 - Steps.of(plan.frames(unet)).smoothness for plan in plans]
+        assert uneven[2] < uneven[1] < uneven[0] / 2
+
+    def test_passes_over_a_loop_keep_its_keys_and_cost_the_frames_and_the_key_that_closes_it(self, unet: de.Model):
+        latents = de.seed_latents(unet, [0, 1, 2], grid=4)
+        for passes in (0, 2):
+            plan = plan_morph(unet, latents, 10, Motion(pilot=4, settle=passes, loop="closed"))
+            assert {0.0, 1.0, 2.0} <= set(plan.positions.tolist())
+            assert plan.looked == plan.motion.pilots(3, 10) == 10 + passes * 11
 
     def test_max_step_decides_the_number_of_frames(self):
         model = mixture_model()
@@ -299,6 +313,9 @@ class TestMotion:
             ({"endpoints": "near"}, "endpoints='near'"),
             ({"correct": "whiten"}, "correct='whiten'"),
             ({"pace": "none", "max_step": 0.1}, "needs a distance to measure steps by"),
+            ({"settle": -1}, "settle=-1 passes; choose 0 or more"),
+            ({"settle": 1, "pace": "none"}, "settle=1 needs a distance to even out; choose a pace"),
+            ({"settle": 1, "max_step": 0.1}, "and settle would too; give one of them"),
             ({"endpoints": "paste", "max_step": 0.1}, "cannot hold where pasted photos pop"),
             ({"ease": EASES["ease-in"], "max_step": 0.1}, "and ease would too; give one of them"),
             ({"over": "segment", "max_step": 0.1}, "and over would too; give one of them"),

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from ddim_edit.pacing import (
     gini,
     l2,
     measure_pace,
+    measure_pace_at,
     paced_positions,
 )
 
@@ -68,6 +70,37 @@ def test_the_pilot_looks_once_at_each_place():
 
     measure_pace(look, l2, 2, 5)
     assert asked == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
+
+
+def wavy(u: float) -> float:
+    """From -0.9 to 0.9 over two segments, at a speed that changes faster than a pilot can follow."""
+    return 0.9 * (u - 1) + 0.004 * math.sin(32 * math.pi * u)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_measured_at_the_frames_themselves_the_steps_become_more_even(closed):
+    look = show(wavy)
+    place = partial(paced_positions, frames=60 if closed else 61, closed=closed)  # as many steps in both segments
+    passes = [place(measure_pace(look, l2, 2, 60))]
+    for _ in range(2):
+        passes.append(place(measure_pace_at(look, l2, 2, passes[-1])))
+    first, second, third = (gini(steps(look, u)) for u in passes)
+    assert third < second < first / 3
+    assert all({0.0, 1.0} <= set(u.tolist()) for u in passes)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_pass_over_the_frames_looks_once_at_each_and_at_the_end_of_a_closed_path(closed):
+    asked: list[float] = []
+
+    def look(u: Tensor) -> Iterator[Tensor]:
+        asked.extend(u.tolist())
+        return show(slow_start)(u)
+
+    positions = paced_positions(measure_pace(look, l2, 2, 5), 7, closed=closed)
+    asked.clear()
+    measure_pace_at(look, l2, 2, positions)
+    assert asked == [*positions.tolist(), *([2.0] if closed else [])]
 
 
 @laws

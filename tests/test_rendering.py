@@ -11,7 +11,8 @@ from model_helpers import mixture_model, photos
 import ddim_edit as de
 from ddim_edit.errors import OutputError
 from ddim_edit.images import to_uint8
-from ddim_edit.morphing import Morph, Motion, plan_morph
+from ddim_edit.morphing import Morph, plan_morph
+from ddim_edit.motion import Motion
 from ddim_edit.rendering import Checkpoint
 
 MOTION = Motion(endpoints="exact", pilot=3, loop="closed")

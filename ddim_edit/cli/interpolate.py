@@ -14,7 +14,8 @@ from ddim_edit.cli.keys import Asked, Keys, keys_options
 
 if TYPE_CHECKING:
     from ddim_edit.models.base import Model
-    from ddim_edit.morphing import Morph, Motion
+    from ddim_edit.morphing import Morph
+    from ddim_edit.motion import Motion
     from ddim_edit.recipe import Recipe
     from ddim_edit.rendering import Checkpoint
 
@@ -36,6 +37,7 @@ class MotionChoice:
     boomerang: bool
     pace: str
     pilot: int
+    settle: int
     pace_over: str
     ease: str | list[float]
     max_step: float | None
@@ -50,14 +52,14 @@ class MotionChoice:
 
     def check(self, ctx: click.Context) -> None:
         """Refuse what a bound on steps would leave without effect."""
-        for name in ("frames", "pilot"):
+        for name in ("frames", "pilot", "settle"):
             given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
             if given and self.max_step is not None:
                 raise click.UsageError(f"--max-step finds out how many frames it takes; leave --{name} away.")
 
     def build(self, *, photos: bool) -> "Motion":
         """The motion asked for; photos are met exactly unless the user says otherwise."""
-        from ddim_edit.morphing import Motion
+        from ddim_edit.motion import Motion
         from ddim_edit.pacing import EASES as CURVES
 
         if self.endpoints in ("paste", "exact") and not photos:
@@ -71,7 +73,7 @@ class MotionChoice:
             "endpoints": self.endpoints or ("exact" if photos else "decoded"),
             "correct": self.correct,
         }
-        return Motion(**given, pilot=self.pilot, max_step=self.max_step)
+        return Motion(**given, pilot=self.pilot, settle=self.settle, max_step=self.max_step)
 
 
 motion_options = options.packed(
@@ -84,6 +86,9 @@ motion_options = options.packed(
         "--pace", type=click.Choice(PACES), default="l2", show_default=True, help="What every step is even in."
     ),
     click.option("--pilot", type=click.IntRange(2), default=17, show_default=True, help="Frames a segment to pace by."),
+    click.option(
+        "--settle", type=click.IntRange(0), default=0, show_default=True, help="Passes over all frames to pace again."
+    ),
     click.option("--pace-over", type=click.Choice(OVERS), default="global", show_default=True, help="Even over what."),
     click.option(
         "--ease", type=values.ease, default="linear", show_default=True, help=f"{', '.join(EASES)}, or x1,y1,x2,y2."
@@ -198,7 +203,8 @@ def _plan(
         click.echo("going on with the plan of an interrupted run", err=True)
         return plan
     size = keys.asked.source.batch_size
-    total = len(keys.photos) * recipe.grid.steps + (motion.met(len(keys)) + motion.pilots(len(keys))) * grid.steps
+    looked = motion.met(len(keys)) + motion.pilots(len(keys), frames)
+    total = len(keys.photos) * recipe.grid.steps + looked * grid.steps
     with run.Progress("plan", total, shown=running.progress) as bar:
         latents, photos = keys.make(model, recipe, bar)
         plan = plan_morph(model, latents, frames, motion, photos=photos, grid=grid, batch_size=size, on_step=bar)
