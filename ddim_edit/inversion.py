@@ -176,6 +176,13 @@ def advice(record: PhotoRecord) -> list[str]:
     return lines
 
 
+def named_advice(latents: Latents) -> list[str]:
+    """The `advice` on every photo of some latents, behind its name."""
+    return [
+        f"{name}: {line}" for name, record in zip(latents.names, latents.photos, strict=True) for line in advice(record)
+    ]
+
+
 def _check_pixels(model: Model, pixels: Tensor) -> None:
     height, width = model.image_size
     if pixels.ndim != 4 or pixels.shape[1:] != (3, height, width) or len(pixels) == 0:

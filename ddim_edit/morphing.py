@@ -16,7 +16,7 @@ from ddim_edit.decoding import decode, prepared
 from ddim_edit.errors import ConfigError
 from ddim_edit.grid import Grid
 from ddim_edit.interpolation import How, along, segments
-from ddim_edit.inversion import advice, with_health, with_quality
+from ddim_edit.inversion import named_advice, with_health, with_quality
 from ddim_edit.latents import Latents
 from ddim_edit.models.base import Model
 from ddim_edit.motion import Metric, Motion
@@ -70,11 +70,7 @@ class Morph:
     @property
     def warnings(self) -> list[str]:
         """What a user should know before the frames are made: one line per problem."""
-        lines = [
-            f"{name}: {line}"
-            for name, record in zip(self.latents.names, self.latents.photos, strict=True)
-            for line in advice(record)
-        ]
+        lines = named_advice(self.latents)
         if self.motion.correct != "none":
             keys = self.latents.x
             changed = corrected(keys, self.motion.correct, keys=keys, u=torch.arange(len(keys)).double())

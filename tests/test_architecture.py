@@ -176,6 +176,7 @@ TABLE = {
     "cli.film": May(f"{PATHS} {VERBS} {USES} cli.options cli.run", "click", "torch"),
     "cli.keys": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.values", "click", "torch"),
     "cli.corners": May(f"{PATHS} {VERBS} {USES} cli.keys cli.options cli.run", "click", "torch"),
+    "cli.mix": May(f"{PATHS} {VERBS} {USES} metrics cli.keys cli.options cli.run cli.values", "click", "torch"),
     "cli.costs": May("forecast interpolation models.base morphing recipe", "click"),
     "cli.interpolate": May(
         f"{NUMERICS} {PATHS} {VERBS} {USES} cli.costs cli.film cli.keys cli.options cli.run cli.values",
@@ -193,8 +194,8 @@ TABLE = {
         f"{NUMERICS} experiments {EXPERIMENTS} cli.conduct cli.interpolate cli.method cli.options cli.values", "click"
     ),
     "cli": May(
-        "errors cli.about cli.corners cli.demo cli.evaluation cli.experiment cli.interpolate cli.photos cli.pictures "
-        "cli.training",
+        "errors cli.about cli.corners cli.demo cli.evaluation cli.experiment cli.interpolate cli.mix "
+        "cli.photos cli.pictures cli.training",
         "click",
     ),
     "__main__": May("cli"),

@@ -14,6 +14,7 @@ from ddim_edit.cli.demo import demo
 from ddim_edit.cli.evaluation import evaluate_model
 from ddim_edit.cli.experiment import experiment
 from ddim_edit.cli.interpolate import interpolate
+from ddim_edit.cli.mix import mix
 from ddim_edit.cli.photos import decode, encode, roundtrip
 from ddim_edit.cli.pictures import sample
 from ddim_edit.cli.training import train
@@ -68,6 +69,7 @@ for command in (
     roundtrip,
     interpolate,
     grid,
+    mix,
     sample,
     experiment,
     train,

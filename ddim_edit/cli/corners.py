@@ -111,14 +111,13 @@ def _check(latents: "Latents", photos: "Tensor | None", shown: "list[Tensor]") -
     """The largest error of each corner on [0, 1], where it is a photo; warns of latents and photos that are odd."""
     import torch
 
-    from ddim_edit.inversion import advice, with_health, with_quality
+    from ddim_edit.inversion import named_advice, with_health, with_quality
 
     checked = with_health(latents)
     if photos is not None:
         checked = with_quality(checked, photos, torch.stack(shown))
-    for name, record in zip(checked.names, checked.photos, strict=True):
-        for line in advice(record):
-            click.echo(f"warning: {name}: {line}", err=True)
+    for line in named_advice(checked):
+        click.echo(f"warning: {line}", err=True)
     return [None if photos is None or not record.quality else record.quality.max_error for record in checked.photos]
 
 

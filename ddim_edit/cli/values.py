@@ -3,6 +3,7 @@
 A run.json holds these values as lists and numbers, so each function takes those too, and checks them alike.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -43,6 +44,17 @@ def timesteps(value: object) -> list[float]:
         return [float(part) for part in _text(value, ",").split(",")]
     except ValueError:
         raise click.BadParameter(f"{value!r} is no list of timesteps; write for example 0,40,80") from None
+
+
+def weights(value: object) -> list[float]:
+    """A list of finite numbers like `2,1,-1`."""
+    try:
+        found = [float(part) for part in _text(value, ",").split(",")]
+    except ValueError:
+        found = [math.inf]
+    if not all(map(math.isfinite, found)):
+        raise click.BadParameter(f"{value!r} is no list of numbers; write for example 2,1,1")
+    return found
 
 
 def channels(value: object) -> tuple[int, ...] | str:

@@ -1,0 +1,147 @@
+"""`ddim-edit mix`: the picture is that of the mixed latent, and what cannot be mixed is refused first."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cli_helpers import Outcome, run_cli, save_photo, save_tiny_model
+from PIL import Image
+from pytest import CaptureFixture, MonkeyPatch  # noqa: PT013
+
+import ddim_edit as de
+from ddim_edit.images import read_metadata, to_uint8
+from ddim_edit.latents import Latents
+
+Run = Callable[..., Outcome]
+PHOTOS = [f"in/{name}.png" for name in "abc"]
+EXPLICIT = ("--inverse", "explicit", "-n", 3)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]) -> Run:
+    """Run a command that must succeed, on a tiny model in a folder of three photos."""
+    monkeypatch.chdir(tmp_path)
+    save_tiny_model(tmp_path / "model")
+    for seed, path in enumerate(PHOTOS):
+        save_photo(tmp_path / path, seed)
+
+    def go(*arguments: object) -> Outcome:
+        outcome = run_cli(*arguments, "--model", "model", capsys=capsys)
+        assert outcome.code == 0, outcome.stderr
+        return outcome
+
+    return go
+
+
+def picture(path: str) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "weights", "mean"),
+    [
+        ((), [1, 1, 1], de.karcher_mean),
+        (("--weights", "2,1,0.5"), [2, 1, 0.5], de.karcher_mean),
+        (("--weights", "2,1,0.5", "--mean", "lol"), [2, 1, 0.5], de.lol),
+        (("--weights", "1,-1,1"), [1, -1, 1], de.lol),
+        (("--weights", "-1,1,1"), [-1, 1, 1], de.lol),
+    ],
+)
+def test_the_picture_is_that_of_the_mixed_latent(run: Run, flags: tuple[str], weights: list[float], mean: Callable):
+    run("encode", *PHOTOS, *EXPLICIT, "-o", "all.safetensors")
+    latents = Latents.load("all.safetensors")
+    expected = mean(latents.x, torch.tensor([weights], dtype=torch.float64))
+    run("mix", "all.safetensors", *flags, "-o", "mix.safetensors")
+    made = Latents.load("mix.safetensors")
+    assert made.x.equal(expected)
+    assert made.names == ["mix"]
+    run("mix", "all.safetensors", *flags)
+    shown = to_uint8(de.decode(de.load_model("model"), made)[0])
+    assert (picture("mix.png") == shown).all()
+
+
+def test_photos_are_encoded_and_the_record_says_how(run: Run):
+    run("encode", *PHOTOS, *EXPLICIT, "-o", "all.safetensors")
+    run("mix", "all.safetensors", "-o", "of_latents.png")
+    run("mix", *PHOTOS, *EXPLICIT, "-o", "of_photos.png")
+    assert (picture("of_latents.png") == picture("of_photos.png")).all()
+    assert read_metadata("of_photos.png").keys() == {"parameters", "ddim_edit"}
+    record = json.loads(Path("of_photos.run.json").read_text())
+    assert record["outputs"] == ["of_photos.png"]
+    assert record["command"] == "mix"
+
+
+def test_step_noises_are_mixed_too(run: Run):
+    """With a weight for one seed alone, the mix is what that seed draws."""
+    seeds = ("--seeds", "3,5", "-n", 3, "--eta", 1)
+    run("sample", *seeds, "-o", "drawn")
+    run("mix", *seeds, "--weights", "0,1")
+    assert (picture("mix.png") == picture("drawn/seed0005.png")).all()
+    run("mix", *seeds, "-o", "both.png")
+    assert (picture("both.png") != picture("mix.png")).any()
+
+
+def test_pairs_are_mixed_with_both_halves(run: Run):
+    run("encode", *PHOTOS, *EXPLICIT, "--solver", "leapfrog", "-o", "pairs.safetensors")
+    run("mix", "pairs.safetensors", "-o", "mix.safetensors")
+    pairs, made = (Latents.load(f"{name}.safetensors") for name in ("pairs", "mix"))
+    assert made.memory[0].equal(de.karcher_mean(pairs.memory[0], torch.ones(1, 3)))
+
+
+def test_a_mix_leads_on(run: Run):
+    run("encode", *PHOTOS, *EXPLICIT, "-o", "all.safetensors")
+    run("mix", "all.safetensors", "-o", "mix.safetensors")
+    run("interpolate", "all.safetensors", "mix.safetensors", "--frames", 4, "--pace", "none", "-o", "frames")
+    assert len(list(Path("frames").glob("*.png"))) == 4
+
+
+def test_an_odd_mix_is_named(run: Run):
+    """The same latent twice is not independent: lol makes it too long."""
+    model = de.load_model("model")
+    de.seed_latents(model, [3], grid=50).save("a.safetensors")
+    for mean, warned in (("lol", True), ("karcher", False)):
+        told = run("mix", "a.safetensors", "a.safetensors", "--mean", mean, "-o", f"{mean}.png").stderr
+        assert ("warning: the mix has rms 1.4" in told) is warned
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (PHOTOS[:1], 2, "1 is given, and a mix needs two or more"),
+        ([*PHOTOS, "--weights", "1,1"], 2, "--weights has 2 numbers and 3 are given; give one for each"),
+        ([*PHOTOS, "--weights", "0,0,0"], 2, "--weights are all 0"),
+        ([*PHOTOS, "--weights", "1,a,1"], 2, "'1,a,1' is no list of numbers; write for example 2,1,1"),
+        ([*PHOTOS, "--weights", "1,nan,1"], 2, "is no list of numbers"),
+        ([*PHOTOS, "--weights", "1,-1,1", "--mean", "karcher"], 2, "--mean karcher takes nothing away"),
+        ([*PHOTOS, "--seeds", "0-2"], 2, "or --seeds instead of them"),
+        ([*PHOTOS, "-o", "mix.jpg"], 2, "is no .png and no .safetensors; name it mix.png"),
+        ([*PHOTOS, "-o", "in/a.png"], 1, "exists; choose another --output"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused_before_a_model_is_loaded(
+    tmp_path: Path,
+    monkeypatch: MonkeyPatch,
+    capsys: CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    message: str,
+):
+    monkeypatch.chdir(tmp_path)
+    for seed, path in enumerate(PHOTOS):
+        save_photo(tmp_path / path, seed)
+    refused = partial(run_cli, capsys=capsys)("mix", *arguments, "--model", "nonesuch")
+    assert refused.code == code
+    assert message in refused.said
+    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
+def test_recorded_noise_is_not_independent(run: Run, capsys: CaptureFixture[str]):
+    run("encode", *PHOTOS, "-n", 3, "--eta", 0.5, "-o", "recorded.safetensors")
+    refused = run_cli("mix", "recorded.safetensors", "--weights", "1,-1,1", "--model", "model", capsys=capsys)
+    assert refused.code == 2
+    assert "that of recorded photos is not; use --mean karcher" in refused.stderr
+    run("mix", "recorded.safetensors")
