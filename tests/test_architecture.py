@@ -120,7 +120,7 @@ TABLE = {
     "training.timesteps": May("", "torch"),
     "training.optimizers": May("", "torch"),
     "training.objectives": May("denoiser schedule variational models.previous", "numpy torch"),
-    "training.config": May("errors training.objectives training.optimizers training.timesteps"),
+    "training.config": May("errors images training.objectives training.optimizers training.timesteps"),
     "training.data": May("errors noise schedule datasets models.base training.objectives training.timesteps", "torch"),
     "training.network": May(
         "errors schedule models models.previous models.unet2d training.config", "numpy torch", "diffusers"

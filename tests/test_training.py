@@ -22,7 +22,7 @@ from torch import Tensor
 import ddim_edit as de
 from ddim_edit.cli.training import LOSSES, OPTIMIZERS, PRECISIONS, SAMPLERS, SCHEDULES
 from ddim_edit.cli.training import train as train_command
-from ddim_edit.datasets import PhotoSet
+from ddim_edit.datasets import PhotoSet, read_photo_set
 from ddim_edit.errors import ConfigError, MissingExtraError, NumericsError, OutputError
 from ddim_edit.models.base import Labels
 from ddim_edit.training import TrainConfig, Watchers, checkpoint, loop, train
@@ -356,6 +356,7 @@ class TestRefusals:
             ({"ema": 1.0}, r"ema is 1.0; choose a number in \[0, 1\)"),
             ({"channels": (12,)}, r"channels is \(12,\); choose widths that are multiples of 8"),
             ({"size": 10, "channels": (8, 8, 8)}, "size 10 cannot be halved 2 times; choose a multiple of 4"),
+            ({"fit": "squeeze"}, "fit 'squeeze' is unknown; choose one of crop, pad, stretch"),
             ({"target": "score"}, "target 'score' is unknown; choose one of epsilon, sample, v_prediction, x_prev"),
             ({"learn_sigma": True}, "loss mse leaves a learned sigma untrained"),
             ({"diffusion_steps": 20}, "diffusion_steps is 20; choose 25 or more, or the cosine schedule"),
@@ -498,6 +499,16 @@ class TestCommand:
             ("info", run),
         ):
             assert run_cli(*command, capsys=capsys).code == 0, command
+
+    def test_photos_get_their_shape_as_asked(self, folder: Path, tmp_path: Path):
+        crop, stretch = (read_photo_set(folder, (SIZE, SIZE), fit=fit).pixels for fit in ("crop", "stretch"))
+        seen: list[PhotoSet] = []
+        config = tiny(fit="stretch", steps=1)
+        train(folder, tmp_path / "run", config, device="cpu", watchers=Watchers(on_photos=seen.append))
+        assert seen[0].pixels.equal(stretch)
+        assert not seen[0].pixels.equal(crop)
+        with pytest.raises(ConfigError, match="the run began with fit 'stretch', not 'crop'"):
+            train(folder, tmp_path / "run", tiny(steps=2), device="cpu", resume=True)
 
     def test_a_run_does_not_lie_among_its_photos(self, folder: Path, capsys):
         outcome = run_cli("train", folder, "-o", folder / "run", *self.OPTIONS, capsys=capsys)

@@ -93,6 +93,7 @@ optimization = _options(
     click.option("--decay", type=float, default=0.35, show_default=True, help="Last share of the run, where it falls."),
     click.option("--clip-norm", type=float, default=1.0, show_default=True, help="Longest gradient."),
     click.option("--ema", type=float, default=0.999, show_default=True, help="Decay of the averaged weights."),
+    click.option("--fit", type=click.Choice(options.FITS), default="crop", show_default=True, help="To a square."),
     click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror every second photo."),
     click.option("--seed", type=int, default=0, show_default=True),
 )

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, cast
 
 from ddim_edit.errors import ConfigError
+from ddim_edit.images import FITS, Fit
 from ddim_edit.training.objectives import LOSSES, TARGETS
 from ddim_edit.training.optimizers import OPTIMIZERS
 from ddim_edit.training.timesteps import SAMPLERS
@@ -21,7 +22,18 @@ MIN_LINEAR_STEPS = 25  # with fewer, the betas of a linear schedule, scaled to r
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Settings that the stored state depends on: they may not change when a run goes on.
 _FIXED = ("size", "channels", "layers", "attention", "dropout", "class_cond", "learn_sigma", "diffusion_steps")
-FIXED = (*_FIXED, "schedule", "target", "schedule_sampler", "optimizer", "init", "set_aside", "seed", "label_dropout")
+FIXED = (
+    *_FIXED,
+    "schedule",
+    "target",
+    "schedule_sampler",
+    "optimizer",
+    "init",
+    "fit",
+    "set_aside",
+    "seed",
+    "label_dropout",
+)
 # Settings that weigh squared errors.
 WEIGHTS = ("min_snr", "snr_floor", "moments")
 # Settings that come from the model when one is fine-tuned, with what they are otherwise.
@@ -58,6 +70,7 @@ class TrainConfig:
         moments: weight of the mean and the size of the noise, or None for none: colours and grain of samples; try 0.05.
         class_cond: learn the photos' classes; the last label is the null class, `none`.
         label_dropout: how often a photo is shown without its class.
+        fit: how photos get the network's shape; see `images.read_image`.
         flip: mirror every second photo.
         init: a model to fine-tune: a folder, a hub id, or `small`.
         batch_size: photos at once, on each device.
@@ -97,6 +110,7 @@ class TrainConfig:
     moments: float | None = None
     class_cond: bool = False
     label_dropout: float = 0.1
+    fit: Fit = "crop"
     flip: bool = True
     init: str | None = None
     batch_size: int = 16
@@ -121,6 +135,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, known in (
+            ("fit", FITS),
             ("schedule", (*SCHEDULES, None)),
             ("target", (*TARGETS, None)),
             ("loss", LOSSES),

@@ -316,7 +316,7 @@ def _read(photos: str | Path | PhotoSet, config: TrainConfig, table: str | Path 
     if table is not None and not config.class_cond:
         raise ConfigError(f"{table} says classes, which are not learned; add --class-cond, or leave it out")
     if not isinstance(photos, PhotoSet):
-        photos = read_photo_set(photos, (config.size, config.size), table=table)
+        photos = read_photo_set(photos, (config.size, config.size), table=table, fit=config.fit)
     if photos.pixels.shape[1:] != (3, config.size, config.size):
         raise ConfigError(f"photos are {tuple(photos.pixels.shape)}; the network takes (N, 3, {config.size}, ...)")
     if not config.class_cond:
