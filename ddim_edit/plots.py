@@ -94,6 +94,7 @@ def error_figure(ours: Mapping[str, Mapping[int, float]], path: Path) -> None:
     ticks = sorted(set(PAPER_TABLE_2).union(*ours.values()))
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
     axis.minorticks_off()
+    axis.margins(y=0.1)  # room for the topmost number
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     _save(figure, path)
