@@ -42,8 +42,17 @@ def record_of(photo: Photo, fit: Fit) -> PhotoRecord:
     return PhotoRecord(photo.name, {"sha256": photo.sha256(), "fit": fit})
 
 
-def is_encoded(photo: Photo, fit: Fit, path: Path, model: Model, recipe: Recipe) -> bool:
-    """Whether this latents file holds this photo alone, encoded with this model and recipe.
+def is_encoded(
+    photo: Photo,
+    fit: Fit,
+    path: Path,
+    model: Model,
+    recipe: Recipe,
+    *,
+    checked: bool = False,
+    trajectory_every: int = 0,
+) -> bool:
+    """Whether this latents file holds this photo alone, encoded with this model and recipe, checked and kept as asked.
 
     A missing or damaged file does not, and a photo that cannot be read is not encoded either.
     """
@@ -52,7 +61,12 @@ def is_encoded(photo: Photo, fit: Fit, path: Path, model: Model, recipe: Recipe)
     except (LatentsError, ImageError):
         return False
     made = (found.names, found.photos[0].source, found.space, found.how)
-    return made == ([wanted.name], wanted.source, model.space, json.loads(json.dumps(recipe.to_json())))
+    kept = recipe.grid.timesteps[trajectory_every - 1 :: trajectory_every] if trajectory_every else []
+    return (
+        made == ([wanted.name], wanted.source, model.space, json.loads(json.dumps(recipe.to_json())))
+        and list(found.trajectory_t) == kept
+        and not (checked and found.photos[0].quality is None)
+    )
 
 
 @dataclass

@@ -13,7 +13,7 @@ from ddim_edit.grid import Grid
 from ddim_edit.inverse import Recorded
 from ddim_edit.latents import Latents, PhotoRecord
 from ddim_edit.models.base import MicroBatched, Model
-from ddim_edit.noise import GivenNoise, SeededNoise, gaussian
+from ddim_edit.noise import GivenNoise, SeededNoise, gaussian, seed_name
 from ddim_edit.ode import OnStep, integrate
 from ddim_edit.recipe import Recipe
 from ddim_edit.solvers import Ddim, Lattice, Solver, State
@@ -36,7 +36,7 @@ def decode(
     Args:
         model: the model that encoded them.
         latents: B of them, whole or encoded part of the way.
-        grid: another grid, number of steps or respacing than they were encoded with.
+        grid: another grid, number of steps (spread as theirs are) or respacing than they were encoded with.
         solver: another solver; a random one (eta > 0) needs `noise`, unless the latents carry their own.
         denoiser: another condition, guidance or clipping than they were encoded with.
         noise: the step noise of a random solver, instead of the latents' own.
@@ -153,7 +153,7 @@ def seed_latents(
         level=recipe.grid[recipe.grid.steps],
         space=model.space,
         how=recipe.to_json(),
-        photos=tuple(PhotoRecord(f"seed{seed:04d}", {"seed": seed}) for seed in seeds),
+        photos=tuple(PhotoRecord(seed_name(seed), {"seed": seed}) for seed in seeds),
         noises=None if solver.deterministic else torch.stack([draw(i + 1, x) for i in range(recipe.grid.steps)]),
     )
 

@@ -5,6 +5,7 @@ step (arXiv 2010.02502, eq. 12 with sigma = 0). Guidance, clipping and other cha
 with the same protocol; x0 and eps of a prediction need not agree. No loop, no schedule arithmetic, no files here.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -166,6 +167,10 @@ class Guided:
     unconditional: Denoiser
     scale: float
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ConfigError(f"guidance {self.scale:g} is no scale; choose a finite number, 1 for none")
+
     @property
     def cost(self) -> int:
         """Both branches together."""
@@ -236,17 +241,17 @@ class MapX0:
 
 def clip(limit: float = 1.0) -> Callable[[Tensor], Tensor]:
     """A function for `MapX0`: clamp x0 to [-limit, limit]."""
-    if limit <= 0:
+    if not limit > 0:
         raise ConfigError(f"clip limit {limit:g} must be above 0; pixels lie in [-1, 1]")
     return lambda x0: x0.clamp(-limit, limit)
 
 
-def dynamic_threshold(ratio: float = 0.995, maximum: float = 1.0) -> Callable[[Tensor], Tensor]:
+def dynamic_threshold(ratio: float = 0.995, maximum: float = math.inf) -> Callable[[Tensor], Tensor]:
     """A function for `MapX0`: clamp each photo's x0 to its own quantile and scale back (arXiv 2205.11487, 2.3).
 
     Args:
         ratio: the quantile of |x0|, in (0, 1].
-        maximum: the quantile is held in [1, maximum].
+        maximum: the quantile is held in [1, maximum]; with 1, diffusers' default, this is plain clipping.
     """
     if not 0 < ratio <= 1 or maximum < 1:
         raise ConfigError(

@@ -50,7 +50,7 @@ def forecast(recipe: Recipe, decoding: Recipe, motion: Motion, *, photos: int, k
     travelled, parts = motion.max_step is not None, segments(keys, closed=motion.closed)
     pilots = motion.pilots(keys, frames)
     rows = parts + (not motion.closed) if travelled else motion.rows(frames)
-    measured = (2 * parts if travelled else pilots) if motion.pace == "unet" else 0
+    measured = pilots if motion.pace == "unet" else 0
     found = [
         encoding(recipe, photos),
         decoded("keys", decoding, motion.met(keys)),

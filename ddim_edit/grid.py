@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast, overload
+from typing import overload
 
 import numpy as np
 
@@ -166,12 +166,6 @@ class Grid(Sequence[Level]):
                 inside = [min(top - h * k / parts, float(grid.schedule.log_snr[0])) for k in range(1, parts)]
                 timesteps += [grid.schedule.level_at(log_snr).t for log_snr in inside]
         return Grid.from_timesteps(grid.schedule, timesteps, self.spacing)
-
-    def spread(self, steps: int, otherwise: Spacing) -> "Grid":
-        """Another number of steps over the same schedule, in the spacing of this grid where that has a name."""
-        assert self.schedule is not None
-        named = self.spacing in SPACINGS
-        return Grid.build(self.schedule, steps, cast(Spacing, self.spacing) if named else otherwise)
 
     def until(self, t: float) -> "Grid":
         """The part of the grid from clean up to the last level at or below timestep t.

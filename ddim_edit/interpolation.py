@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -154,37 +153,6 @@ def along(keys: Tensor, u: Tensor, how: How = "slerp", *, closed: bool = False) 
 def segments(keys: int, *, closed: bool = False) -> int:
     """How many pieces a path through so many keys has; its positions run from 0 to this number."""
     return keys if closed else keys - 1
-
-
-def positions(keys: int, frames: int, *, closed: bool = False) -> Tensor:
-    """Spread frames over a path through keys so that every key is met exactly, and each photo really appears.
-
-    Key i falls on frame round(i (frames - 1) / (keys - 1)), or round(i frames / keys) on a closed path, whose first key
-    is not repeated at the end; the frames between two keys are equally spaced, and segments differ by at most one
-    frame. Frames spread over the whole path at once would step over the keys. `pacing` spaces them by what is seen.
-
-    Args:
-        keys: Number of keys, N >= 1.
-        frames: Number of frames, F >= N.
-        closed: Whether the path goes on from the last key to the first.
-
-    Returns:
-        (F,) float64, rising from 0 to N - 1 (all 0 for one key), or to below N on a closed path: what `along` takes.
-
-    Raises:
-        ConfigError: no keys, or fewer frames than keys.
-
-    Example:
-        >>> positions(keys=3, frames=6)
-        tensor([0.0000, 0.5000, 1.0000, 1.3333, 1.6667, 2.0000], dtype=torch.float64)
-    """
-    if keys < 1:
-        raise ConfigError(f"keys={keys} but a path needs at least one key")
-    if frames < keys:
-        raise ConfigError(f"frames={frames} but there are {keys} keys; choose frames >= {keys} so that each appears")
-    stops = segments(keys, closed=closed) + 1
-    key_frames = np.linspace(0, frames - 1 + closed, stops).round()
-    return torch.from_numpy(np.interp(np.arange(frames), key_frames, np.arange(stops)))
 
 
 def _piecewise(keys: Tensor, u: Tensor, how: How) -> Tensor:

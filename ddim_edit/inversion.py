@@ -15,14 +15,13 @@ from ddim_edit.metrics import advice as health_advice
 from ddim_edit.metrics import compare, latent_health
 from ddim_edit.models.base import Model
 from ddim_edit.ode import OnStep
-from ddim_edit.recipe import Recipe
+from ddim_edit.recipe import SPACING, STEPS, Recipe
 from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.solvers import Ddim, Solver
 from ddim_edit.task import Inverted, Restored, Task
 
 OVERSHOOT = 5.0  # a drawn picture that was never rounded may leave [-1, 1]; 8-bit values are far beyond
 GOOD_PSNR = 30.0  # dB; below it a difference is easily seen
-STEPS, SPACING = 20, "quadratic"  # by default; benchmarks/inversion.py says why
 
 
 def default_grid(schedule: NoiseSchedule, steps: int = STEPS) -> Grid:

@@ -158,6 +158,12 @@ class Latents:
         """One name per photo: the stem of its file, or its row."""
         return [record.name or f"{row:05d}" for row, record in enumerate(self.photos)]
 
+    @property
+    def solver(self) -> str:
+        """The name of the solver that they were encoded with; empty where nothing says so."""
+        found = self.how.get("solver")
+        return str(cast(Mapping[str, object], found).get("name", "")) if isinstance(found, Mapping) else ""
+
     def select(self, rows: Sequence[int]) -> "Latents":
         """The latents of these photos, in this order."""
         index = list(rows)

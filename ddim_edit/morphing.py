@@ -7,12 +7,14 @@ one batch in memory at a time. No files here: `rendering` writes frames so that 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ddim_edit.corrections import corrected
 from ddim_edit.decoding import decode, prepared
+from ddim_edit.denoiser import Denoiser
 from ddim_edit.errors import ConfigError
 from ddim_edit.grid import Grid
 from ddim_edit.interpolation import How, along, segments
@@ -143,7 +145,7 @@ def plan_morph(
             `max_step`.
         motion: how the clip moves.
         photos: (N, 3, H, W) in [-1, 1], for the endpoints `paste` and `exact`.
-        grid: another grid or number of steps than they were encoded with; fewer are faster.
+        grid: another grid or number of steps (spread as theirs are) than they were encoded with; fewer are faster.
         batch_size: pictures decoded at once.
         on_step: called after every step of every batch.
 
@@ -151,8 +153,12 @@ def plan_morph(
         ConfigError: fewer than two photos, too few frames, endpoints without photos; and the errors of `decode`.
     """
     motion.check(len(latents), frames)
+    if motion.correct != "none" and latents.memory:
+        raise ConfigError(
+            f"correct={motion.correct} is for single latents, and these are pairs; encode with another solver"
+        )
     recipe, _ = prepared(model, latents, grid=grid)
-    distance = distance_of(motion.pace, model)
+    distance = distance_of(motion.pace, model, recipe.denoiser)
     plan = Morph(with_health(latents), motion, torch.zeros(0), recipe.grid, cost=recipe.cost)
     if motion.endpoints != "decoded":
         plan = _with_photos(plan, model, photos, batch_size, on_step)
@@ -229,10 +235,10 @@ def _with_photos(plan: Morph, model: Model, photos: Tensor | None, batch_size: i
     return replace(plan, latents=latents, photos=photos, residuals=photos - restored, looked=len(photos))
 
 
-def distance_of(pace: Metric | Distance, model: Model) -> Distance | None:
-    """How far apart two pictures are; ConfigError where the model cannot tell."""
+def distance_of(pace: Metric | Distance, model: Model, denoiser: Denoiser) -> Distance | None:
+    """How far apart two pictures are that this denoiser makes; ConfigError where the model cannot tell."""
     if callable(pace):
         return pace
     if pace == "unet":
-        return FeatureDistance(model)
+        return FeatureDistance(model, cast(int | None, denoiser.settings.get("label")))
     return {"none": None, "l2": l2, "ssim": dissimilarity}[pace]

@@ -59,6 +59,8 @@ class Motion:
         ):
             if value not in known:
                 raise ConfigError(f"{name}={value!r} is not known; choose {', '.join(map(str, known))}")
+        if self.pilot < 2:
+            raise ConfigError(f"pilot={self.pilot} but a distance needs two pictures; choose 2 or more")
         if self.settle < 0:
             raise ConfigError(f"settle={self.settle} passes; choose 0 or more")
         if self.settle and self.pace == "none":
@@ -91,6 +93,8 @@ class Motion:
         """
         if keys < 2:
             raise ConfigError(f"a morph needs two photos or more, not {keys}")
+        if self.max_step is not None:  # which finds out how many frames there are
+            return
         if self.loop == "boomerang" and frames % 2:
             raise ConfigError(f"frames={frames} but a boomerang has an even number; choose {frames + 1}")
         paced_positions(
@@ -107,7 +111,7 @@ class Motion:
             return 0
         parts = segments(keys, closed=self.closed)
         if self.max_step is not None:
-            return 2 * parts
+            return parts + 1
         return parts * (self.pilot - 1) + 1 + self.settle * (self.rows(frames) + self.closed)
 
     def rows(self, frames: int) -> int:

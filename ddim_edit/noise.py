@@ -23,6 +23,11 @@ Stream = Literal["latent", "step", "evaluation", "training", "order"]
 _STREAMS: dict[Stream, int] = {"latent": 0, "step": 1, "evaluation": 2, "training": 3, "order": 4}
 
 
+def seed_name(seed: int) -> str:
+    """What pictures and rows that come from a seed are called."""
+    return f"seed{seed:04d}"
+
+
 def gaussian(seeds: Sequence[int], shape: tuple[int, ...], stream: Stream = "latent", step: int = 0) -> Tensor:
     """Standard normal noise, one independent stream per image.
 
@@ -36,8 +41,10 @@ def gaussian(seeds: Sequence[int], shape: tuple[int, ...], stream: Stream = "lat
         (B, C, h, w) float32 on the CPU.
 
     Raises:
-        ConfigError: a negative seed.
+        ConfigError: no seed, or a negative one.
     """
+    if not seeds:
+        raise ConfigError("there are no seeds; give one per picture")
     if any(seed < 0 for seed in seeds):
         raise ConfigError(f"seed {min(seeds)} is negative; choose seeds of 0 or more")
     return torch.stack([torch.randn(shape, generator=generator(seed, stream, step)) for seed in seeds])

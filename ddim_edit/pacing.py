@@ -229,8 +229,24 @@ def bisected(look: Look, distance: Distance, segments: int, bound: float, *, clo
     """
     if not bound > 0:
         raise ConfigError(f"max_step={bound:g}; choose a distance above 0")
-    parts = [_bisected_segment(look, distance, k, bound) for k in range(segments)]
-    return torch.tensor([u for part in parts for u in part[:-1]] + ([] if closed else [float(segments)])).double()
+
+    def seen(at: list[float]) -> list[tuple[float, Tensor]]:
+        return list(zip(at, look(torch.tensor(at, dtype=torch.float64)), strict=True))
+
+    found = [float(key) for key in range(segments + 1)]
+    pairs = list(pairwise(seen(found)))
+    for _ in range(_MAX_HALVINGS):
+        wide = [(a, b) for a, b in pairs if distance(a[1], b[1]) > bound]
+        if not wide:
+            return torch.tensor(sorted(found)[: len(found) - closed], dtype=torch.float64)
+        middles = seen([(a[0] + b[0]) / 2 for a, b in wide])
+        found += [u for u, _ in middles]
+        pairs = [half for (a, b), m in zip(wide, middles, strict=True) for half in ((a, m), (m, b))]
+    key, left = int(pairs[0][0][0]), max(distance(a[1], b[1]) for a, b in pairs)
+    raise ConfigError(
+        f"after {_MAX_HALVINGS} halvings between keys {key} and {key + 1} a step is still {left:.2g}, above "
+        f"max_step={bound:g}; choose a larger one, or other keys if the picture jumps there"
+    )
 
 
 def eased(t: NDArray[np.float64], curve: Curve) -> NDArray[np.float64]:
@@ -283,19 +299,3 @@ def _shared(lengths: Sequence[float], steps: int, over: Over) -> list[int]:
     for _ in range(steps - len(lengths)):  # always to the one with the largest steps: no other choice ends lower
         counts[np.argmax(np.asarray(lengths) / counts)] += 1
     return counts.tolist()
-
-
-def _bisected_segment(look: Look, distance: Distance, segment: int, bound: float) -> list[float]:
-    def seen(at: list[float]) -> list[tuple[float, Tensor]]:
-        return list(zip(at, look(torch.tensor(at, dtype=torch.float64)), strict=True))
-
-    points = seen([float(segment), float(segment + 1)])
-    for _ in range(_MAX_HALVINGS):
-        wide = [(a[0] + b[0]) / 2 for a, b in pairwise(points) if distance(a[1], b[1]) > bound]
-        if not wide:
-            return [u for u, _ in points]
-        points = sorted(points + seen(wide), key=lambda point: point[0])
-    raise ConfigError(
-        f"after {_MAX_HALVINGS} halvings between keys {segment} and {segment + 1} a step is still above "
-        f"max_step={bound:g}; the picture jumps there, choose a larger one"
-    )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ddim_edit.denoiser import Condition
 from ddim_edit.errors import ConfigError
 from ddim_edit.models.base import Model
 
@@ -20,19 +21,23 @@ class FeatureDistance:
 
     Args:
         model: whose encoder looks.
+        label: the class that it is told; None for the null class, or for none.
         evaluations: network forwards so far.
 
     Raises:
-        ConfigError: the model shows no features.
+        ConfigError: the model shows no features, or needs a label.
     """
 
     model: Model
+    label: int | str | None = None
     evaluations: int = 0
+    _condition: Condition | None = field(init=False, repr=False)
     _last: tuple[Tensor, list[Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.model.features is None:
             raise ConfigError(f"{self.model.name} shows no features to pace by; choose l2 or ssim")
+        self._condition = self.model.condition(self.label)
 
     def __call__(self, a: Tensor, b: Tensor) -> float:
         """The distance of two pictures (3, H, W) in [-1, 1]; 0 for equal ones."""
@@ -50,4 +55,4 @@ class FeatureDistance:
         x = level.signal * model.codec.encode(picture[None].float().to(model.device))
         self.evaluations += 1
         t = torch.full((1,), level.t, device=x.device)
-        return [normalize(value, dim=1) for value in show(x, t, model.condition())]
+        return [normalize(value, dim=1) for value in show(x, t, self._condition)]

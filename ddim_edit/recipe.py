@@ -10,9 +10,14 @@ from ddim_edit.grid import Grid
 from ddim_edit.inverse import Exact, Inverse
 from ddim_edit.latents import Latents
 from ddim_edit.models.base import Model
+from ddim_edit.schedule import SPACINGS, Spacing
 from ddim_edit.solvers import SOLVERS, Solver
 
 T = TypeVar("T")
+
+# Of encoding, by default; benchmarks/inversion.py says why.
+STEPS = 20
+SPACING: Spacing = "quadratic"
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,13 @@ class Recipe:
     ) -> "Recipe":
         """The recipe that latents were encoded with, or with parts of it replaced.
 
+        Args:
+            latents: what was encoded.
+            model: the one that encoded them.
+            grid: other levels; a number of steps is spread over the schedule as the latents' own are.
+            solver: another solver.
+            denoiser: another condition, guidance or clipping.
+
         Raises:
             LatentsError: a part that is not replaced and that this version cannot restore.
         """
@@ -77,10 +89,17 @@ class Recipe:
             return model.denoiser(**cast(dict[str, float], value))  # pyright: ignore[reportArgumentType]
 
         return cls(
-            _restored(how, "timesteps", timesteps) if grid is None else Grid.of(model.schedule, grid),
+            _restored(how, "timesteps", timesteps) if grid is None else _other_grid(how, model, grid),
             solver or _restored(how, "solver", named_solver),
             denoiser or _restored(how, "denoiser", settings),
         )
+
+
+def _other_grid(how: Mapping[str, object], model: Model, grid: Grid | int | str) -> Grid:
+    if not isinstance(grid, int):
+        return Grid.of(model.schedule, grid)
+    own = how.get("spacing")
+    return Grid.build(model.schedule, grid, own if own in SPACINGS else SPACING)
 
 
 def _restored(how: Mapping[str, object], key: str, make: Callable[[object], T]) -> T:

@@ -22,7 +22,7 @@ from ddim_edit.errors import ConfigError
 
 Array = NDArray[np.float64]
 Spacing = Literal["leading", "trailing", "linspace", "uniform", "quadratic", "quadratic-full", "logsnr"]
-SPACINGS: tuple[str, ...] = get_args(Spacing)
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
 CLEAN_T = -1.0
 MAX_T = 1_000_000

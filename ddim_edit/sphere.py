@@ -52,8 +52,8 @@ def arc(u: Tensor, v: Tensor, seed: int | None = None) -> Arc:
     if norm(middle) < _OPPOSITE:
         if seed is None:
             raise ConfigError(
-                "a and b are exactly opposite, so the great circle between them is not determined; change one of them, "
-                'or pass seed= (with radius "geometric" or "linear") to go through a random direction'
+                "two latents are exactly opposite, so the great circle between them is not determined; change one of "
+                'them, or call slerp with seed= (and radius "geometric" or "linear") to go through a random direction'
             )
         draw = _draw(u.shape, seed)
         middle = draw - (draw * chord).sum() / norm(chord) ** 2 * chord

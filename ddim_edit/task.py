@@ -23,7 +23,7 @@ class Goal:
 
     Args:
         rms: error of the decoded photo, root mean square on the scale [0, 1].
-        every_byte: besides, every 8-bit value must be that of the photo.
+        every_byte: the goal is instead that every 8-bit value is the photo's; `rms` is where its search begins.
     """
 
     rms: float

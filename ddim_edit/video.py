@@ -329,14 +329,19 @@ def _holds_only_frames(path: Path) -> bool:
 def _atomic_folder(path: Path) -> Generator[Path, None, None]:
     """Give a temporary folder beside `path`; put it in the place of `path` when the block ends well."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a killed run that had the same process number
+    aside = temporary.with_suffix(".old")
+    for leftover in (temporary, aside):  # of a killed run that had the same process number
+        shutil.rmtree(leftover, ignore_errors=True)
     with writing(path, temporary):
         try:
             temporary.mkdir()
             yield temporary
-            if path.exists():
+            if path.exists():  # put aside first: deleting can stop half way
                 _check_free(path)
-                shutil.rmtree(path)
+                path.replace(aside)
             temporary.replace(path)
+            shutil.rmtree(aside, ignore_errors=True)
         finally:
+            if aside.exists() and not path.exists():
+                aside.replace(path)
             shutil.rmtree(temporary, ignore_errors=True)

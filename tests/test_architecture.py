@@ -96,18 +96,18 @@ TABLE = {
     # Verbs: no checkpoint family, no pictures on disk
     "task": May("errors grid denoiser solvers ode metrics", "torch"),
     "inverse": May("errors grid noise ode solvers task", "torch"),
-    "recipe": May("errors grid denoiser solvers inverse models.base latents"),
+    "recipe": May("errors schedule grid denoiser solvers inverse models.base latents"),
     "decoding": May("errors grid denoiser noise inverse solvers solvers.base ode models.base latents recipe", "torch"),
     "inversion": May(
         "errors schedule grid denoiser solvers ode metrics task inverse models.base latents recipe decoding", "torch"
     ),
     "motion": May("errors interpolation corrections pacing"),
     "morphing": May(
-        "errors grid ode interpolation corrections pacing perception motion models.base latents recipe decoding "
-        "inversion",
+        "errors grid denoiser ode interpolation corrections pacing perception motion models.base latents recipe "
+        "decoding inversion",
         "torch",
     ),
-    "perception": May("errors models.base", "torch"),
+    "perception": May("errors denoiser models.base", "torch"),
     "forecast": May("interpolation inverse models.base motion noise recipe solvers.recorder", "torch"),
     # Uses
     "rendering": May(

@@ -28,6 +28,7 @@ from ddim_edit.cli.interpolate import EASES as EASE_NAMES
 from ddim_edit.corrections import Correction
 from ddim_edit.decoding import decode
 from ddim_edit.doctor import Check
+from ddim_edit.grid import Grid
 from ddim_edit.images import FITS, find_photos, read_image, read_metadata, to_uint8
 from ddim_edit.interpolation import How
 from ddim_edit.inverse import INVERSES
@@ -260,6 +261,7 @@ OTHERWISE = {
     "steps": ("-n", 3),
     "fit": ("--fit", "pad"),
     "until": ("--until", 400),
+    "trajectory": ("--save-trajectory", 1),
     "size": ("--size", 20),
     "model": ("--model", "other"),
     "photo": (),
@@ -279,6 +281,22 @@ def test_resume_takes_nothing_for_done_that_was_made_otherwise(tiny, run, model,
     assert "0 of 1 photos were encoded before" in refused.stderr
     assert "a.safetensors exists; choose another --output or pass --overwrite" in refused.stderr
     assert files_in(tmp_path / "out") == before
+
+
+def test_resume_checks_what_was_not_checked(tiny, run, model, photos):
+    tiny("encode", *photos, "-n", 2, "--no-check", "-o", "out")
+    arguments = ("encode", *photos, "-n", 2, "--inverse", "explicit", "--model", model, "-o", "out", "--resume")
+    assert "3 of 3 photos were encoded before" in run(*arguments, "--no-check").stderr
+    checked = run(*arguments, "--overwrite")
+    assert "0 of 3 photos were encoded before" in checked.stderr
+    assert all(Latents.load(Path("out") / f"{name}.safetensors").photos[0].quality for name in "abc")
+
+
+def test_resume_with_bad_photos_alone_has_not_failed(tiny, run, model, photos, tmp_path):
+    tiny("encode", *photos, "-n", 2, "-o", "out")
+    (tmp_path / "bad.jpg").write_text("no photo")
+    arguments = ("encode", *photos, "bad.jpg", "-n", 2, "--inverse", "explicit", "--model", model, "-o", "out")
+    assert run(*arguments, "--resume").code == 3
 
 
 def test_resume_replaces_a_damaged_file_where_it_may_and_still_names_bad_photos(run, model, photos, tmp_path):
@@ -326,10 +344,19 @@ def test_decode_takes_the_folder_that_encode_writes(tiny, photos, tmp_path):
 
 
 def test_decode_takes_another_number_of_steps(tiny, photos, model, tmp_path):
-    tiny("encode", photos[0], "-n", 2, "-o", "one")
+    tiny("encode", photos[0], "-n", 2, "--spacing", "trailing", "-o", "one")
     tiny("decode", "one/a.safetensors", "-n", 4, "-o", "back")
     latents = Latents.load(tmp_path / "one" / "a.safetensors")
     assert (picture("back/a.png") == to_uint8(decode(load_model(model), latents, grid=4))[0]).all()
+    record = json.loads((tmp_path / "back" / "run.json").read_text())
+    assert record["timesteps"] == Grid.build(load_model(model).schedule, 4, "trailing").timesteps
+
+
+def test_no_step_at_all_is_refused_and_not_taken_for_the_default(run, model, photos, tmp_path):
+    run("encode", photos[0], "--model", model, "-n", 2, "-o", "one.safetensors")
+    refused = run("decode", "one.safetensors", "--model", model, "-n", 0)
+    assert refused.code == 1
+    assert "0 steps" in refused.stderr
 
 
 @pytest.mark.parametrize("eta", ["1", "sigma-hat"])
@@ -790,6 +817,7 @@ CONFIGS = {
     "sample eta": ("sample", "--seeds", "1", "--eta", 0.5, "--no-metadata"),
     "interpolate": ("interpolate", "{a}", "{b}", "--frames", 3, "--path", "lerp", "-o", "first.webp"),
     "interpolate latents": ("interpolate", "{latents}", "--frames", 3, "--decode-steps", 2, "-o", "first.webp"),
+    "interpolate steps": ("interpolate", "{a}", "{b}", "--max-step", 0.3, "-o", "first.webp"),
     "decode": ("decode", "{latents}", "--eta", 1, "--seed", 3),
 }
 
@@ -812,6 +840,14 @@ def test_config_repeats_a_run_to_the_byte(tiny, run, photos, tmp_path, arguments
     assert first.pop("run.json") != second.pop("run.json")
     assert first == second
     assert first
+
+
+def test_config_repeats_a_run_whose_output_has_the_name_of_its_format(run, model, tmp_path):
+    arguments = ("interpolate", "--seeds", "0-1", "-n", 2, "--frames", 3, "--format", "webp", "--model", model)
+    assert run(*arguments).code == 0
+    first = (tmp_path / "morph.webp").read_bytes()
+    assert run("interpolate", "--config", "morph.run.json", "--overwrite").code == 0
+    assert (tmp_path / "morph.webp").read_bytes() == first
 
 
 def test_flags_win_over_the_config(tiny, run, photos, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def test_photos_are_encoded_and_the_record_says_how(run: Run):
     assert record["command"] == "mix"
 
 
+def test_a_folder_of_latents_is_as_good_as_their_files(run: Run, capsys: CaptureFixture[str]):
+    run("encode", *PHOTOS, *EXPLICIT, "-o", "each")
+    run("mix", "each", "-o", "of_folder.png")
+    run("mix", *(f"each/{name}.safetensors" for name in "abc"), "-o", "of_files.png")
+    assert (picture("of_folder.png") == picture("of_files.png")).all()
+    refused = run_cli("mix", "each", "in/a.png", "--model", "nonesuch", capsys=capsys)
+    assert refused.code == 2
+    assert "Some of these are latents and some are photos; encode the photos first." in refused.stderr
+
+
 def test_step_noises_are_mixed_too(run: Run):
     """With a weight for one seed alone, the mix is what that seed draws."""
     seeds = ("--seeds", "3,5", "-n", 3, "--eta", 1)
@@ -106,6 +117,12 @@ def test_an_odd_mix_is_named(run: Run):
     for mean, warned in (("lol", True), ("karcher", False)):
         told = run("mix", "a.safetensors", "a.safetensors", "--mean", mean, "-o", f"{mean}.png").stderr
         assert ("warning: the mix has rms 1.4" in told) is warned
+
+
+def test_a_mean_of_short_latents_is_as_short_and_no_fault_of_the_mix(run: Run):
+    latents = de.seed_latents(de.load_model("model"), [3, 4], grid=50)
+    replace(latents, x=0.7 * latents.x).save("short.safetensors")
+    assert "the mix has rms" not in run("mix", "short.safetensors").stderr
 
 
 @pytest.mark.parametrize(

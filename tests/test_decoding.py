@@ -121,6 +121,17 @@ class TestDecode:
         assert seen == [400, 300, 200, 100, 0, -1]
         assert relative_rms(back, de.decode(model, latents)) < 0.3
 
+    @pytest.mark.parametrize(
+        ("spacing", "spread"), [("quadratic", "quadratic"), ("logsnr", "logsnr"), ("own", "quadratic")]
+    )
+    def test_a_number_of_steps_is_spread_as_those_of_the_latents_are(self, spacing: str, spread: str):
+        model = mixture_model()
+        own = de.Grid.from_timesteps(model.schedule, [100, 300, 900])
+        grid = own if spacing == "own" else de.Grid.build(model.schedule, 8, spacing)  # type: ignore[arg-type]
+        latents = encode(model, photos(2), grid=grid, check=False)
+        expected = de.Grid.build(model.schedule, 5, spread)  # type: ignore[arg-type]
+        assert de.decode(model, latents, grid=5).equal(de.decode(model, latents, grid=expected))
+
     def test_partial_latents_at_no_level_of_the_grid(self):
         model = mixture_model()
         latents = encode(model, photos(2), grid=de.Grid.build(model.schedule, 20).until(450), check=False)

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,6 +212,23 @@ def test_another_run_is_not_mixed_into_a_folder(conduct, done, tmp_path):
     assert len(rows_of(folder)) == 2
 
 
+def test_overwriting_that_was_stopped_can_be_done_again(conduct, done, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    shutil.copytree(done("cycle"), folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda self, missing_ok=False: (_ for _ in ()).throw(KeyboardInterrupt))
+        conduct("cycle", *QUICK["cycle"], "-o", folder, "--overwrite", code=130)
+    assert (folder / "result.json").exists()
+    conduct("cycle", *QUICK["cycle"], "-o", folder, "--overwrite")
+    assert rows_of(folder) == rows_of(done("cycle"))
+
+
+def test_a_zero_is_part_of_the_command_that_makes_the_rows_again(conduct, tmp_path):
+    conduct("cycle", *QUICK["cycle"], "--show", "0", "-o", tmp_path / "out")
+    command = json.loads((tmp_path / "out" / "result.json").read_text())["command"]
+    assert "--show 0" in command
+
+
 def test_a_folder_of_something_else_is_never_touched(conduct, tmp_path):
     (tmp_path / "diary.txt").write_text("mine")
     for more in ([], ["--overwrite"]):
@@ -218,6 +236,24 @@ def test_a_folder_of_something_else_is_never_touched(conduct, tmp_path):
         assert "holds something other than an experiment" in refused.stderr
     assert files_in(tmp_path) == {"diary.txt": b"mine"}
     assert "give an experiment's folder" in conduct("render", tmp_path, code=1).stderr
+
+
+def test_config_goes_on_with_a_run_and_repeats_it_elsewhere(conduct, done, tmp_path):
+    first, folder = done("consistency"), tmp_path / "again"
+    conduct("consistency", "--config", first / "run.json", "-o", folder)
+    command = [json.loads((place / "result.json").read_text())["command"] for place in (first, folder)]
+    assert command[0] == command[1]
+    before = files_in(folder)
+    conduct("consistency", "--config", folder / "run.json", "--show", "8")
+    after = files_in(folder)
+    assert {name for name in after if after[name] != before.get(name)} <= {"run-2.json", "run.json"}
+
+
+def test_a_dry_run_refuses_what_the_run_would(conduct, tmp_path):
+    (tmp_path / "diary.txt").write_text("mine")
+    refused = conduct("cycle", *QUICK["cycle"], "--dry-run", "-o", tmp_path, code=1)
+    assert "holds something other than an experiment" in refused.stderr
+    assert files_in(tmp_path) == {"diary.txt": b"mine"}
 
 
 def test_a_dry_run_says_the_cost_and_writes_nothing(conduct, tmp_path):
@@ -295,7 +331,7 @@ def test_exported_samples_are_those_of_their_seeds(done):
         samples = archive["arr_0"]
     assert samples.shape == (3, 16, 16, 3)
     assert samples.dtype == np.uint8
-    drawn = read_picture(folder / "pictures" / "eta-0_steps-2" / "seed00001.png").permute(1, 2, 0)
+    drawn = read_picture(folder / "pictures" / "eta-0_steps-2" / "seed0001.png").permute(1, 2, 0)
     assert np.abs(samples[1] / 127.5 - 1 - drawn.numpy()).max() < 1.5 / 127.5
     assert not list((folder / "samples").glob("*.parts"))
 

@@ -278,9 +278,3 @@ class TestOf:
         assert Grid.of(linear_schedule, grid) is grid
         assert Grid.of(linear_schedule, 20) == grid
         assert Grid.of(linear_schedule, "10,15") == Grid.respaced(linear_schedule, "10,15")
-
-
-def test_another_number_of_steps_keeps_the_spacing_where_it_has_a_name():
-    grid = Grid.build(schedule(), 10, "trailing")
-    assert grid.spread(4, "quadratic") == Grid.build(schedule(), 4, "trailing")
-    assert Grid.from_timesteps(schedule(), [0, 5, 9]).spread(4, "quadratic") == Grid.build(schedule(), 4, "quadratic")

@@ -16,7 +16,7 @@ from ddim_edit.grid import Grid
 from ddim_edit.images import read_image, to_uint8
 from ddim_edit.inversion import encode
 from ddim_edit.latents import Latents
-from ddim_edit.models.base import Model
+from ddim_edit.models.base import MicroBatched, Model
 from ddim_edit.ode import integrate
 from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.solvers import Lattice, State
@@ -97,7 +97,9 @@ def test_it_is_refused_where_the_bits_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: str):
+def test_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dtype: str
+):
     """Micro-batches are set by themselves, for encode and for decode, and batch sizes may differ."""
     folder = save_tiny_model(tmp_path / "model")
     for k in range(3):
@@ -110,8 +112,17 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str],
     )
     assert made.code == 0, made.stderr
     assert len(Latents.load(tmp_path / "latents" / "0.safetensors").memory) == 1
+    asked: list[int] = []
+    call = MicroBatched.__call__
+
+    def counted(self: MicroBatched, x: Tensor, *given: object) -> Tensor:
+        asked.append(len(x))
+        return call(self, x, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MicroBatched, "__call__", counted)
     decoded = run_cli("decode", tmp_path / "latents", "-o", tmp_path / "out", "--batch-size", 3, *at, capsys=capsys)
     assert decoded.code == 0, decoded.stderr
+    assert asked
     for k in range(3):
         ours, theirs = (read_image(tmp_path / place / f"{k}.png", (16, 16)) for place in ("out", "in"))
         assert ours.equal(theirs)

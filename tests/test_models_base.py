@@ -176,7 +176,9 @@ class TestDenoiser:
         with torch.no_grad():
             assert plain.denoiser()(X, level).x0.abs().max() > 2
             assert plain.denoiser(clip_x0=0.5)(X, level).x0.abs().max() == 0.5
-            assert plain.denoiser(threshold=0.9)(X, level).x0.abs().max() <= 1
+            thresholded, clipped = (plain.denoiser(**way)(X, level).x0 for way in ({"threshold": 0.9}, {"clip_x0": 1}))
+            assert thresholded.abs().max() == 1
+            assert relative_rms(thresholded, clipped) > 0.1  # scaled back, and not only cut off
 
     def test_rederived_eps_agrees_with_the_clipped_photo(self, plain: de.Model):
         level = plain.schedule.level(900)

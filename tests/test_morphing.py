@@ -12,11 +12,13 @@ from torch import Tensor
 import ddim_edit as de
 from ddim_edit.errors import ConfigError
 from ddim_edit.inversion import with_health
+from ddim_edit.models.base import Labels
 from ddim_edit.morphing import plan_morph
 from ddim_edit.motion import Motion
 from ddim_edit.ode import Step
 from ddim_edit.pacing import EASES, Steps, dissimilarity, l2
 from ddim_edit.perception import FeatureDistance
+from ddim_edit.solvers import Leapfrog
 
 UNPACED = Motion(pace="none", path="slerp")
 
@@ -153,6 +155,13 @@ class TestPace:
         model = mixture_model()
         with pytest.raises(ConfigError, match="mixture shows no features to pace by; choose l2 or ssim"):
             plan_morph(model, encoded(model), 5, Motion(pace="unet"))
+
+    def test_features_of_a_model_that_needs_a_label_are_those_of_the_keys(self, unet: de.Model):
+        model = replace(unet, labels=Labels(2))
+        with pytest.raises(ConfigError, match="needs a label and has none for 'no label'"):
+            FeatureDistance(model)
+        latents = de.seed_latents(model, [0, 1], grid=4, denoiser=model.denoiser(1))
+        assert plan_morph(model, latents, 5, Motion(pace="unet", pilot=3)).compared == 3
 
     def test_features_are_asked_once_for_each_picture(self, unet: de.Model):
         plan = plan_morph(unet, encoded(unet, 3, 1), 5, Motion(pace="unet", pilot=4))
@@ -304,6 +313,16 @@ class TestHealth:
 
 
 class TestMotion:
+    def test_a_bound_on_steps_asks_for_no_number_of_frames(self):
+        for loop in ("none", "boomerang"):
+            Motion(max_step=0.1, loop=loop).check(61, 33)
+
+    def test_pairs_are_not_corrected_by_halves(self):
+        model = mixture_model()
+        pairs = de.encode(model, photos(2), grid=4, solver=Leapfrog(), check=False)
+        with pytest.raises(ConfigError, match="correct=radius is for single latents, and these are pairs"):
+            plan_morph(model, pairs, 4, Motion(correct="radius"))
+
     @pytest.mark.parametrize(
         ("setting", "match"),
         [
@@ -313,6 +332,7 @@ class TestMotion:
             ({"endpoints": "near"}, "endpoints='near'"),
             ({"correct": "whiten"}, "correct='whiten'"),
             ({"pace": "none", "max_step": 0.1}, "needs a distance to measure steps by"),
+            ({"pilot": 1}, "pilot=1 but a distance needs two pictures; choose 2 or more"),
             ({"settle": -1}, "settle=-1 passes; choose 0 or more"),
             ({"settle": 1, "pace": "none"}, "settle=1 needs a distance to even out; choose a pace"),
             ({"settle": 1, "max_step": 0.1}, "and settle would too; give one of them"),

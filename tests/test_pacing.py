@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -117,6 +118,33 @@ def test_every_key_keeps_its_frame_and_time_never_runs_backwards(segments, more,
     assert float(u[-1]) < segments if closed else float(u[-1]) == segments
 
 
+@laws
+@given(st.integers(2, 12), st.integers(0, 200))
+def test_at_an_even_pace_frames_are_spread_evenly_and_segments_differ_by_at_most_one(keys, more):
+    u = paced_positions(even_pace(keys - 1), keys + more, over="segment")
+    at = [u.tolist().index(float(i)) for i in range(keys)]
+    assert (at[0], at[-1]) == (0, keys + more - 1)
+    lengths = [b - a for a, b in pairwise(at)]
+    assert max(lengths) - min(lengths) <= 1
+    want = torch.cat([torch.full((n,), 1 / n, dtype=torch.float64) for n in lengths])
+    torch.testing.assert_close(u.diff(), want, rtol=0, atol=1e-12)
+
+
+@laws
+@given(st.integers(1, 12), st.integers(0, 100))
+def test_a_closed_path_meets_every_key_and_does_not_repeat_the_first(keys, more):
+    u = paced_positions(even_pace(keys), keys + more, closed=True, over="segment")
+    lengths = np.diff([*(u.tolist().index(float(i)) for i in range(keys)), keys + more])
+    assert lengths.max() - lengths.min() <= 1
+    assert float(u[-1]) < keys
+    assert (u.diff() > 0).all()
+
+
+def test_the_remainder_of_frames_is_spread_over_the_path():
+    u = paced_positions(even_pace(4), 12, over="segment").tolist()
+    assert [u.index(float(i)) for i in range(5)] == [0, 3, 6, 8, 11]
+
+
 def test_over_global_longer_segments_get_more_frames_and_over_segment_all_get_as_many():
     look = show(lambda u: u if u < 1 else 1 - (u - 1) / 4)  # from 0 to 1, then a quarter of the way back
     paces = measure_pace(look, l2, 2, 5)
@@ -147,8 +175,27 @@ def test_halving_ends_when_no_step_is_larger_than_the_bound():
     assert bisected(look, l2, 2, 0.06, closed=True).tolist() == u[:-1].tolist()
 
 
+def test_halving_looks_once_at_each_place_and_compares_each_pair_once():
+    asked: list[float] = []
+    compared: list[tuple[float, float]] = []
+
+    def look(u: Tensor) -> Iterator[Tensor]:
+        asked.extend(u.tolist())
+        return show(slow_start)(u)
+
+    def distance(a: Tensor, b: Tensor) -> float:
+        compared.append((float(a[0, 0, 0]), float(b[0, 0, 0])))
+        return l2(a, b)
+
+    u = bisected(look, distance, 2, 0.1)
+    assert sorted(asked) == u.tolist()
+    assert len(compared) == len(set(compared))
+
+
 def test_a_jump_cannot_be_halved_away():
-    with pytest.raises(ConfigError, match=r"between keys 0 and 1 .* above max_step=0.1; the picture jumps there"):
+    with pytest.raises(
+        ConfigError, match=r"between keys 0 and 1 .* is still 0.5, above max_step=0.1; choose a larger one"
+    ):
         bisected(show(lambda u: float(u > 0.3)), l2, 1, 0.1)
     with pytest.raises(ConfigError, match="max_step=0; choose a distance above 0"):
         bisected(show(slow_start), l2, 1, 0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ddim_edit.errors import ConfigError
-from ddim_edit.interpolation import How, along, positions, slerp
+from ddim_edit.interpolation import How, along, slerp
 from ddim_edit.splines import spline
 
 SMOOTH = ("squad", "catmull-rom")
@@ -138,16 +138,3 @@ def test_opposite_and_zero_keys_are_refused(how):
         along(torch.stack([keys[0], -keys[0], keys[1]]), torch.tensor([0.5]), how)
     with pytest.raises(ConfigError, match=r"keys\[1\] is all zeros"):
         along(torch.stack([keys[0], 0 * keys[0], keys[1]]), torch.tensor([0.5]), how)
-
-
-@laws
-@given(st.integers(1, 12), st.integers(0, 100))
-def test_closed_positions_meet_every_key_and_do_not_repeat_the_first(keys, more):
-    frames = keys + more
-    u = positions(keys, frames, closed=True)
-    assert u.shape == (frames,)
-    at = [u.tolist().index(float(i)) for i in range(keys)] + [frames]
-    lengths = np.diff(at)
-    assert lengths.max() - lengths.min() <= 1
-    assert float(u[-1]) < keys
-    assert (u.diff() > 0).all()

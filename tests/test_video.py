@@ -1,3 +1,4 @@
+import errno
 import math
 import os
 import sys
@@ -345,6 +346,27 @@ def test_a_folder_of_a_killed_run_does_not_leak_into_the_next(tmp_path):
     (left / "frame_000007.png").touch()
     write_video(smooth_frames(2), tmp_path / "a")
     assert len(read_back(tmp_path / "a")) == 2
+
+
+def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path, monkeypatch):
+    """Whichever of the two renamings fails."""
+    write_video(smooth_frames(2), tmp_path / "clip")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "clip").iterdir()}
+    rename = Path.replace
+    for failing in (1, 2):
+        folders = []
+
+        def replace(self, target, failing=failing, folders=folders):
+            folders += [self] if self.is_dir() else []
+            if self.is_dir() and len(folders) == failing:
+                raise OSError(errno.EIO, "no", str(self))
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        with pytest.raises(OutputError, match="cannot write"):
+            write_video(smooth_frames(3), tmp_path / "clip")
+        assert {file.name: file.read_bytes() for file in (tmp_path / "clip").iterdir()} == before
+        assert [path.name for path in tmp_path.iterdir()] == ["clip"]
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):

@@ -41,7 +41,8 @@ def cli(debug: bool) -> None:
     """Encode real photos into DDIM latents, decode them back, and morph between them.
 
     Every option of a command can also be set by an environment variable: DDIM_EDIT, the command and the
-    option's long name, as in DDIM_EDIT_ENCODE_BATCH_SIZE=4 for encode --batch-size 4, or DDIM_EDIT_INFO_JSON=1.
+    option's long name, as in DDIM_EDIT_ENCODE_BATCH_SIZE=4 for encode --batch-size 4, DDIM_EDIT_INFO_JSON=1, or
+    DDIM_EDIT_ENCODE_CHECK=0 for --no-check.
 
     Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some files failed, 130 interrupted.
     """
@@ -100,7 +101,7 @@ def _run(arguments: list[str]) -> int:
         return INTERRUPTED
     except (DdimEditError, MemoryError, RuntimeError) as error:
         message = str(error) if isinstance(error, DdimEditError) else _out_of_memory(error)
-        if message is None or "--debug" in arguments:
+        if message is None or "--debug" in arguments or os.environ.get("DDIM_EDIT_DEBUG", "0") != "0":
             raise
         click.echo(f"error: {message}", err=True)
         return FAILED

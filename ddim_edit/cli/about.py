@@ -28,6 +28,8 @@ def info(subject: str | None, choice: options.ModelChoice, grid: options.GridCho
 
     if subject and subject.endswith(".safetensors"):
         facts = _latents_facts(Latents.load(Path(subject)))
+    elif subject and Path(subject).is_file():
+        raise click.UsageError(f"{subject} is a file and holds no latents; give a .safetensors, or a model's folder.")
     else:
         model = (replace(choice, model=subject) if subject else choice).load()
         facts = _model_facts(model, grid.build(model.schedule))

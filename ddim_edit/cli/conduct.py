@@ -170,11 +170,12 @@ def carry_out(job: Job, common: Common) -> int:
     setup, running = common.setup, common.running
     total = sum(unit.cost for unit in job.units) + job.extra
     click.echo(f"{job.experiment.name}: {total} steps, counted picture by picture", err=True)
-    if setup.dry_run:
-        return 0
     ctx = click.get_current_context()
-    record = run.Record(run.describe_run(ctx, job.model), failures=job.failures, outputs=[setup.output])
     description = _describe(ctx, job, total - job.extra, setup.show)
+    if setup.dry_run:
+        job.store.check(description, overwrite=running.overwrite)
+        return 0
+    record = run.Record(run.describe_run(ctx, job.model), failures=job.failures, outputs=[setup.output])
     job.store.begin(description, overwrite=running.overwrite)
     with run.Progress(job.experiment.name, total, shown=running.progress) as bar:
         experiments.run(job.experiment, job.units, job.store, bar)
@@ -209,11 +210,11 @@ def _command(ctx: click.Context) -> str:
     words = ["ddim-edit", "experiment", str(ctx.info_name)]
     for param in ctx.command.params:
         value, name = ctx.params.get(str(param.name)), param.name
-        if name in HIDDEN or value in (None, False, (), []):
+        if name in HIDDEN or value is None or value is False or value == () or value == []:  # but 0 is a value
             continue
         texts = [values.text(item) for item in value] if isinstance(param, click.Argument) else [values.text(value)]
         if isinstance(param, click.Option):
-            if value == param.get_default(ctx) or values.text(value) == str(param.get_default(ctx)):
+            if value == param.default or values.text(value) == str(param.default):  # get_default would take --config's
                 continue
             texts = [param.opts[0]] + ([] if value is True else texts)
         words += texts
@@ -293,7 +294,9 @@ def solvers_of(etas: Sequence[str]) -> "dict[str, Solver]":
 
 def seed_images(seeds: Sequence[int]) -> list[Mapping[str, object]]:
     """What result.json says of images that are seeds."""
-    return [{"name": f"seed{seed:04d}", "seed": seed} for seed in seeds]
+    from ddim_edit.noise import seed_name
+
+    return [{"name": seed_name(seed), "seed": seed} for seed in seeds]
 
 
 def photo_images(photos: "PhotoBatch") -> list[Mapping[str, object]]:

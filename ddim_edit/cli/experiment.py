@@ -7,6 +7,7 @@ import click
 
 from ddim_edit.cli import conduct, options, values
 from ddim_edit.cli.interpolate import PATHS
+from ddim_edit.cli.method import fitted
 
 if TYPE_CHECKING:
     from ddim_edit.ode import OnStep
@@ -39,7 +40,7 @@ def reconstruct(
     from ddim_edit.experiments.reconstruct import EXPERIMENT, units
 
     found = source.find()
-    store, model = common.store, common.choice.load()
+    store, model = common.store, fitted(common.choice.load(), methods.solvers)
     chosen = methods.build(model, common.condition)
     photos, failures = conduct.read_photos(source, found, model)
     work = units(model, photos, chosen, store, common.setup.show, source.batch_size)
@@ -199,7 +200,7 @@ def cycle(
     """From x_T to a picture and back: how much of the noise returns, by numbers of steps, solvers and spacings."""
     from ddim_edit.experiments.cycle import EXPERIMENT, units
 
-    store, model = common.store, common.choice.load()
+    store, model = common.store, fitted(common.choice.load(), methods.solvers)
     chosen = methods.build(model, common.condition)
     grids = {" ".join(method.setting.values()): method.recipe.grid for method in chosen}
     work = units(model, seeds, chosen, batch_size)

@@ -40,8 +40,7 @@ class Film:
         from ddim_edit.files import prepare_output
         from ddim_edit.video import check_video_path
 
-        chosen = ctx.get_parameter_source("output") is not click.core.ParameterSource.DEFAULT
-        target = self._target(output, chosen=chosen)
+        target = self._target(output, chosen=run.was_asked(ctx, "output"))
         check_video_path(target, fps=self.fps)
         prepare_output(target, *self.extra(target), overwrite=overwrite)
         return target

@@ -53,8 +53,7 @@ class MotionChoice:
     def check(self, ctx: click.Context) -> None:
         """Refuse what a bound on steps would leave without effect."""
         for name in ("frames", "pilot", "settle"):
-            given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
-            if given and self.max_step is not None:
+            if self.max_step is not None and run.was_asked(ctx, name):
                 raise click.UsageError(f"--max-step finds out how many frames it takes; leave --{name} away.")
 
     def build(self, *, photos: bool) -> "Motion":
@@ -143,7 +142,7 @@ def interpolate(  # noqa: PLR0913
     motion = moving.build(photos=bool(keys.photos))
     motion.check(len(keys), film.frames)
     model, recipe, decoding, outline = keys.ready(choice.load())
-    distance_of(motion.pace, model)
+    distance_of(motion.pace, model, decoding.denoiser)
     clip = Morph(outline, motion, torch.zeros(0), decoding.grid)  # to be planned
     description = run.describe_run(ctx, model, recipe.grid)
     record = run.Record(description, outputs=[output, *film.extra(output)], inside=False)

@@ -1,7 +1,8 @@
-"""What `interpolate` and `grid` lead through: photos, latents or seeds, how they are encoded, and on which levels."""
+"""What `interpolate`, `grid` and `mix` are given: photos, latents or seeds; how they are encoded, on which levels."""
 
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -38,25 +39,40 @@ class Asked:
         Raises:
             UsageError: keys of two kinds, or settings that are not for keys of this kind.
         """
-        from ddim_edit.latents import Latents
-
         if bool(self.source.photos) == bool(self.seeds):
             raise click.UsageError("Give photos or latents to lead through, or --seeds instead of them.")
-        given = all(path.suffix == ".safetensors" for path in self.source.photos)
-        if given and not self.seeds:
-            if self.source.chosen:
-                raise click.UsageError("--limit and --fit are for photos, and these are latents; leave them out.")
-            if self.grid.given or self.condition.given or self.method != Method() or self.randomness.eta is not None:
-                raise click.UsageError(
-                    "Latents keep the grid, condition, method and eta that they were encoded with; use --decode-steps."
-                )
         if self.seeds:
             if self.source.chosen or self.method != Method():
                 raise click.UsageError("--seeds are drawn, not encoded; leave out --limit, --fit and how to encode.")
             return Keys(self, seeds=self.seeds)
-        if given:
-            return Keys(self, given=Latents.join([Latents.load(path) for path in self.source.photos]))
+        latents = [_are_latents(path) for path in self.source.photos]
+        if all(latents):
+            return self._given()
+        if any(latents):
+            raise click.UsageError("Some of these are latents and some are photos; encode the photos first.")
         return Keys(self, photos=self.source.find())
+
+    def _given(self) -> "Keys":
+        from ddim_edit.latents import Latents, find_latents
+
+        if self.source.chosen:
+            raise click.UsageError("--limit and --fit are for photos, and these are latents; leave them out.")
+        if self.grid.given or self.condition.given or self.method != Method() or self.randomness.eta is not None:
+            raise click.UsageError(
+                "Latents keep the grid, condition, method and eta that they were encoded with; use --decode-steps."
+            )
+        files = find_latents(self.source.photos)
+        return Keys(self, given=Latents.join([Latents.load(path) for path in files]), files=files)
+
+
+def _are_latents(path: Path) -> bool:
+    """A latents file, or a folder of these and of no photos."""
+    if not path.is_dir():
+        return path.suffix == ".safetensors"
+    from ddim_edit.images import SUFFIXES
+
+    suffixes = {file.suffix.lower() for file in path.iterdir()}
+    return ".safetensors" in suffixes and not suffixes & set(SUFFIXES)
 
 
 def keys_options(command: options.Command) -> options.Command:
@@ -88,6 +104,7 @@ class Keys:
     photos: "list[Photo]" = field(default_factory=list["Photo"])
     given: "Latents | None" = None
     seeds: list[int] = field(default_factory=list[int])
+    files: list[Path] = field(default_factory=list[Path])  # of the latents
 
     def __len__(self) -> int:
         return len(self.photos or self.given or self.seeds)
@@ -96,19 +113,17 @@ class Keys:
     def hashes(self) -> list[str]:
         """What identifies the photos or the latents."""
         if self.given:
-            return [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.asked.source.photos]
+            return [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.files]
         return [photo.sha256() for photo in self.photos]
 
     def ready(self, model: "Model") -> Ready:
         """All settings put together and checked, before any work."""
         from ddim_edit.decoding import prepared
-        from ddim_edit.inversion import SPACING
 
+        model = fitted(model, [self.given.solver if self.given else self.asked.method.solver])
         recipe = self._recipe(model)
-        model = fitted(model, [recipe.solver.name])
-        steps, outline = self.asked.decode_steps, self.outline(model, recipe)
-        levels = recipe.grid.spread(steps, otherwise=SPACING) if steps else recipe.grid
-        decoding, _ = prepared(model, outline, grid=levels)
+        outline = self.outline(model, recipe)
+        decoding, _ = prepared(model, outline, grid=self.asked.decode_steps)
         return Ready(model, recipe, decoding, outline)
 
     def _recipe(self, model: "Model") -> "Recipe":
@@ -122,8 +137,7 @@ class Keys:
         if self.seeds:
             solver = asked.randomness.solver() or Ddim()
             return Recipe(asked.grid.build(model.schedule), solver, asked.condition.denoiser(model))
-        ready = fitted(model, [asked.method.solver])
-        return asked.method.recipe(ready, asked.grid, asked.condition, randomness=asked.randomness)
+        return asked.method.recipe(model, asked.grid, asked.condition, randomness=asked.randomness)
 
     def read(self, model: "Model") -> "list[PhotoBatch]":
         """The photos; one that cannot be read stops the run, because the morph would not be the one asked for."""

@@ -1,4 +1,4 @@
-"""How photos are encoded: the options of `encode`, `roundtrip` and `interpolate`, and the recipe they make."""
+"""How photos are encoded: the options of every command that encodes, and the recipe they make."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Method:
         Where nobody says otherwise, what solves nothing walks the model's own grid: the classical inverse, and that of
         eta > 0. All others walk a quadratic one.
         """
-        from ddim_edit.inversion import SPACING
+        from ddim_edit.recipe import SPACING
 
         if randomness.eta and self != Method(inverse=self.inverse):
             raise click.UsageError("--eta above 0 is of DDIM, which records its noise; leave --solver and goals out.")

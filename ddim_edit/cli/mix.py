@@ -121,18 +121,18 @@ def _mixed(
     with run.Progress("mix", total, shown=shown) as bar:
         latents, _ = keys.make(model, recipe, bar)
         mixed = replace(latents.moved(move(latents.x), move), photos=(PhotoRecord("mix"),))
-        _warn(with_health(latents), with_health(mixed))
+        _warn(with_health(latents), with_health(mixed) if mean == "lol" else None)
         return mixed, decode(model, mixed, grid=decoding.grid, on_step=bar)[0] if decodes else None
 
 
-def _warn(latents: "Latents", mixed: "Latents") -> None:
-    """Name what is odd about the latents, and a mix whose size shows that they were not independent."""
+def _warn(latents: "Latents", mixed: "Latents | None") -> None:
+    """Name what is odd about the latents, and a mix by lol whose size shows that they were not independent."""
     from ddim_edit.inversion import named_advice
     from ddim_edit.metrics import RMS_RANGE
 
     for line in named_advice(latents):
         click.echo(f"warning: {line}", err=True)
-    health, (low, high) = mixed.photos[0].health, RMS_RANGE
+    health, (low, high) = mixed.photos[0].health if mixed else None, RMS_RANGE
     if health and not low <= health.rms <= high:
         click.echo(
             f"warning: the mix has rms {health.rms:.2f} (a Gaussian has 1), as lol gives latents that are alike; use "

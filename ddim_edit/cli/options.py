@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from ddim_edit.grid import Grid
     from ddim_edit.images import Photo
     from ddim_edit.models.base import Model
-    from ddim_edit.recipe import Recipe
     from ddim_edit.schedule import NoiseSchedule
     from ddim_edit.solvers import Solver
 
@@ -143,7 +142,7 @@ class GridChoice:
     @property
     def given(self) -> bool:
         """Whether the user asked for any grid."""
-        return any(vars(self).values())
+        return any(value is not None for value in vars(self).values())
 
     def build(self, schedule: "NoiseSchedule", steps: int = DEFAULT_STEPS, spacing: str | None = None) -> "Grid":
         """The grid asked for; without a wish, so many steps of this spacing (None: the model's own)."""
@@ -265,20 +264,6 @@ class Source:
         from ddim_edit.images import find_photos
 
         return find_photos(self.photos)[: self.limit]
-
-    def unfinished(
-        self, found: "list[Photo]", targets: "dict[str, Path]", model: "Model", recipe: "Recipe"
-    ) -> "list[Photo]":
-        """The photos whose latents are not yet in their target files, name to path; says how many are."""
-        from ddim_edit.batch import is_encoded
-
-        def done(photo: "Photo") -> bool:
-            path = targets[photo.name]
-            return is_encoded(photo, self.fit, path, model, recipe)  # pyright: ignore[reportArgumentType]
-
-        left = [photo for photo in found if not done(photo)]
-        click.echo(f"{len(found) - len(left)} of {len(found)} photos were encoded before", err=True)
-        return left
 
     def batches(self, found: "list[Photo]", model: "Model") -> "PhotoBatches":
         """The photos in batches of pixels at the model's size."""

@@ -3,7 +3,7 @@
 import json
 from itertools import count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ddim_edit.batch import RoundTrip
+    from ddim_edit.grid import Grid
+    from ddim_edit.images import Fit, Photo
     from ddim_edit.latents import Latents, PhotoRecord
     from ddim_edit.recipe import Recipe
 
@@ -70,7 +72,8 @@ def encode(  # noqa: PLR0913
     model = fitted(choice.load(), [method.solver])
     recipe = method.recipe(model, grid, condition, randomness=randomness, until=until)
     if resume:
-        found = source.unfinished(found, targets, model, recipe)
+        done = _done(source, found, targets, model, recipe, checked=check, trajectory_every=save_trajectory or 0)
+        found = [photo for photo in found if photo.name not in done]
         prepare_output(*(targets[photo.name] for photo in found), overwrite=running.overwrite)
     record = run.Record(run.describe_run(ctx, model, recipe.grid))
     batches = source.batches(found, model)
@@ -85,7 +88,18 @@ def encode(  # noqa: PLR0913
     if single and parts:
         Latents.join(parts).save(single)
         record.outputs.append(single)
-    return run.finish(record, output, batches.failures, done=len(found) - len(batches.failures), running=running)
+    done = len(found) - len(batches.failures)
+    return run.finish(record, output, batches.failures, done=done, before=len(targets) - len(found), running=running)
+
+
+def _done(source: options.Source, found: "list[Photo]", targets: dict[str, Path], *made: Any, **asked: Any) -> set[str]:
+    """The photos whose latents are in their target files already, as they are asked for now; says how many are."""
+    from ddim_edit.batch import is_encoded
+
+    fit = cast("Fit", source.fit)
+    done = {photo.name for photo in found if is_encoded(photo, fit, targets[photo.name], *made, **asked)}
+    click.echo(f"{len(done)} of {len(found)} photos were encoded before", err=True)
+    return done
 
 
 def _save_each(latents: "Latents", targets: dict[str, Path]) -> list[Path]:
@@ -144,13 +158,14 @@ def decode(  # noqa: PLR0913
     paths = [output / f"{name}.png" for name in names]
     prepare_output(*paths, overwrite=running.overwrite)
     model = choice.load()
-    levels = grid.build(model.schedule) if grid.given else None
-    denoiser = condition.denoiser(model) if condition.given else None
     for part in loaded if not force else ():
         part.require_same(model.space, of=f"model {model.name}")
+    model = fitted(model, [part.solver for part in loaded])
+    only_steps = grid == options.GridChoice(grid.num_inference_steps, None, None, None)  # in the latents' own spacing
+    levels = grid.num_inference_steps if only_steps else grid.build(model.schedule)
+    denoiser = condition.denoiser(model) if condition.given else None
     recipes = [Recipe.of(part, model, grid=levels, solver=randomness.solver(), denoiser=denoiser) for part in loaded]
-    model = fitted(model, [recipe.solver.name for recipe in recipes])
-    record = run.Record(run.describe_run(ctx, model, levels), outputs=paths)
+    record = run.Record(run.describe_run(ctx, model, _common_grid(recipes)), outputs=paths)
     text = run.picture_metadata(record.description) if metadata else None
     remaining = iter(paths)
     total = sum(len(part) * recipe.grid.steps for part, recipe in zip(loaded, recipes, strict=True))
@@ -160,6 +175,12 @@ def decode(  # noqa: PLR0913
                 for picture in pictures:
                     write_image(picture, next(remaining), metadata=text)
     return run.finish(record, output, (), done=len(paths), running=running)
+
+
+def _common_grid(recipes: "Sequence[Recipe]") -> "Grid | None":
+    """The levels, where all are decoded on the same."""
+    first = recipes[0].grid
+    return first if all(recipe.grid.timesteps == first.timesteps for recipe in recipes) else None
 
 
 def _seeds_of(loaded: "Sequence[Latents]", seed: int | None, randomness: options.Randomness) -> list[list[int]]:

@@ -52,10 +52,11 @@ def sample(  # noqa: PLR0913
     from ddim_edit.decoding import sample as draw
     from ddim_edit.files import prepare_output
     from ddim_edit.images import write_image
+    from ddim_edit.noise import seed_name
     from ddim_edit.solvers import Ddim
 
     as_array = output.suffix == ".npz"
-    paths = [output] if as_array else [output / f"seed{seed:04d}.png" for seed in seeds] + [output / "sheet.png"]
+    paths = [output] if as_array else [output / f"{seed_name(seed)}.png" for seed in seeds] + [output / "sheet.png"]
     watching = Watching(watch, batch_size) if watch else None
     prepare_output(*paths, *([_watch_path(output)] if watching else []), overwrite=running.overwrite)
     model = choice.load()

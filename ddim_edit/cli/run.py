@@ -75,6 +75,15 @@ def arguments_of(ctx: click.Context) -> dict[str, object]:
     return {name: _plain(ctx.params[name]) for name in names}
 
 
+def was_asked(ctx: click.Context, name: str) -> bool:
+    """Whether this option was typed or set, or a run.json, which holds them all, has another value than the default."""
+    source = ctx.get_parameter_source(name)
+    if source is not click.core.ParameterSource.DEFAULT_MAP:
+        return source is not click.core.ParameterSource.DEFAULT
+    (option,) = (param for param in ctx.command.params if param.name == name)
+    return str(ctx.params[name]) != str(option.default)
+
+
 def describe_run(ctx: click.Context, model: "Model", grid: "Grid | None" = None) -> dict[str, object]:
     """Everything needed to repeat a run: what was asked, with which model, on which levels, by which versions."""
     import torch
@@ -122,10 +131,18 @@ class Record:
         return place
 
 
-def finish(record: Record, output: Path | None, failures: "Sequence[Failure]", *, done: int, running: "Running") -> int:
+def finish(
+    record: Record,
+    output: Path | None,
+    failures: "Sequence[Failure]",
+    *,
+    done: int,
+    running: "Running",
+    before: int = 0,
+) -> int:
     """End a run: write run.json, say what was written and what failed, and give the exit code.
 
-    The code is 0 if all went well, 3 if some photos failed, and 1 if all did.
+    The code is 0 if all went well, 3 if some photos failed, and 1 if all did; `before` were done by an earlier run.
     """
     record.failures = failures
     if output and done:
@@ -136,7 +153,7 @@ def finish(record: Record, output: Path | None, failures: "Sequence[Failure]", *
     if not failures:
         return 0
     click.echo(f"{done} done, {len(failures)} failed", err=True)
-    return PARTLY_FAILED if done else 1
+    return PARTLY_FAILED if done or before else 1
 
 
 def picture_metadata(description: Mapping[str, object]) -> dict[str, str]:

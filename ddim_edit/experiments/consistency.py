@@ -28,6 +28,7 @@ from ddim_edit.experiments.store import Store
 from ddim_edit.grid import Grid
 from ddim_edit.metrics import mse, ssim
 from ddim_edit.models.base import Model
+from ddim_edit.noise import seed_name
 from ddim_edit.ode import OnStep
 from ddim_edit.plots import Chart
 from ddim_edit.solvers import Solver
@@ -50,7 +51,7 @@ class Plan:
 
 def units(model: Model, denoiser: Denoiser, plan: Plan, store: Store, batch: int) -> list[Unit]:
     """The work: every x_T by every eta, spacing and number of steps, the reference of each spacing first."""
-    seed_of = {f"seed{seed:04d}": seed for seed in plan.seeds}
+    seed_of = {seed_name(seed): seed for seed in plan.seeds}
 
     def pictures(setting: Setting, names: Sequence[str], on_step: OnStep) -> Tensor:
         grid, solver = plan.grids[setting["spacing"]][int(setting["steps"])], plan.etas[setting["eta"]]

@@ -13,7 +13,7 @@ from ddim_edit.inversion import OVERSHOOT
 from ddim_edit.latents import PhotoRecord
 from ddim_edit.metrics import latent_health
 from ddim_edit.models.base import Model
-from ddim_edit.noise import gaussian
+from ddim_edit.noise import gaussian, seed_name
 from ddim_edit.ode import OnStep
 from ddim_edit.plots import Chart
 
@@ -22,7 +22,7 @@ LIMIT = OVERSHOOT  # what `encode` takes at most; pictures beyond are cut off, a
 
 def units(model: Model, seeds: Sequence[int], methods: Sequence[Method], batch: int) -> list[Unit]:
     """The work: every seed by every method."""
-    seed_of = {f"seed{seed:04d}": seed for seed in seeds}
+    seed_of = {seed_name(seed): seed for seed in seeds}
     recipes = {tuple(method.setting.values()): method.recipe for method in methods}
 
     def measure(cell: Cell, names: Sequence[str], on_step: OnStep) -> list[Mapping[str, Value]]:

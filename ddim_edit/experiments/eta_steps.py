@@ -20,6 +20,7 @@ from ddim_edit.files import atomic
 from ddim_edit.grid import Grid
 from ddim_edit.images import to_uint8
 from ddim_edit.models.base import Model
+from ddim_edit.noise import seed_name
 from ddim_edit.ode import OnStep
 from ddim_edit.plots import Chart
 from ddim_edit.solvers import Solver
@@ -58,7 +59,7 @@ def units(
     model: Model, denoiser: Denoiser, plan: Plan, photos: Tensor, store: Store, *, show: int, batch: int
 ) -> list[Unit]:
     """The work: every seed at every eta and number of steps; `photos` (N, 3, H, W) are the reference."""
-    seed_of = {f"seed{seed:05d}": seed for seed in plan.seeds}
+    seed_of = {seed_name(seed): seed for seed in plan.seeds}
     shown = list(seed_of)[:show]
     require_enough(len(photos))
 

@@ -13,14 +13,14 @@ from ddim_edit.experiments.charts import scale_of
 from ddim_edit.experiments.store import Store, picture_path
 from ddim_edit.files import unique_names
 from ddim_edit.images import read_picture
-from ddim_edit.interpolation import How, along, positions
+from ddim_edit.interpolation import How, along, segments
 from ddim_edit.inversion import round_trip
 from ddim_edit.latents import Latents
 from ddim_edit.metrics import mse
 from ddim_edit.mixing import corner_grid
 from ddim_edit.models.base import Model
 from ddim_edit.ode import OnStep
-from ddim_edit.pacing import gini
+from ddim_edit.pacing import even_pace, gini, paced_positions
 from ddim_edit.plots import Chart, Curve
 from ddim_edit.recipe import Recipe
 from ddim_edit.sheets import sheet
@@ -92,7 +92,8 @@ def units(model: Model, plan: Plan, store: Store, show: int, batch: int) -> list
         (name,) = names
         group = plan.groups[name]
         keys = plan.take(group, on_step)
-        x = along(keys, positions(len(keys), plan.frames), hows[cell.setting["path"]])
+        evenly = paced_positions(even_pace(segments(len(keys))), plan.frames, over="segment")
+        x = along(keys, evenly, hows[cell.setting["path"]])
         frames = _decoded(model, x, plan.recipe, batch, on_step)
         if plan.photos is None:
             ends = _decoded(model, keys[[0, -1]], plan.recipe, batch, on_step)

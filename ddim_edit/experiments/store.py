@@ -41,6 +41,17 @@ class Store:
             overwrite: delete the experiment that the folder holds; anything else is never deleted.
 
         Raises:
+            OutputError: as `check`.
+        """
+        self.check(description, overwrite=overwrite)
+        if overwrite and (self.root / RESULT).exists():
+            self._empty()
+        self.describe({**description, "complete": False})
+
+    def check(self, description: Mapping[str, object], *, overwrite: bool = False) -> None:
+        """Make sure that a run may begin here; nothing is written.
+
+        Raises:
             OutputError: the folder holds something else, or a run with other settings; the message names them.
         """
         if not (self.root / RESULT).exists():
@@ -48,12 +59,19 @@ class Store:
                 raise OutputError(f"{self.root} holds something other than an experiment; choose another --output")
         elif overwrite:
             self.description()
-            shutil.rmtree(self.root)
         elif differing := _differences(self.description(), description):
             raise OutputError(
                 f"{self.root} holds a run with other {', '.join(differing)}; choose another --output or --overwrite"
             )
-        self.describe({**description, "complete": False})
+
+    def _empty(self) -> None:
+        """Delete everything, and last what says that this is an experiment: if that stops, it can be done again."""
+        for entry in self.root.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != RESULT:
+                entry.unlink()
+        (self.root / RESULT).unlink()
 
     def describe(self, description: Mapping[str, object]) -> None:
         """Write result.json."""

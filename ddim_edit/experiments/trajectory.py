@@ -15,6 +15,7 @@ from ddim_edit.grid import Grid
 from ddim_edit.images import read_picture
 from ddim_edit.metrics import mse
 from ddim_edit.models.base import Model
+from ddim_edit.noise import seed_name
 from ddim_edit.ode import OnStep, Step
 from ddim_edit.plots import Chart
 from ddim_edit.sheets import sheet
@@ -38,7 +39,7 @@ def units(
     batch: int,
 ) -> list[Unit]:
     """The work: batches of seeds, each with a row for every step."""
-    names = [f"seed{seed:04d}" for seed in seeds]
+    names = [seed_name(seed) for seed in seeds]
     digits = len(str(grid.steps))
 
     def unit(start: int) -> Unit:
