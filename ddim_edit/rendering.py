@@ -99,9 +99,12 @@ class Checkpoint:
 
     def frames(self, plan: Morph) -> Iterator[Tensor]:
         """Read the frames of the finished clip (3, H, W), one at a time, in the order of the clip."""
-        for row in plan.order:
-            with Image.open(self._path(row)) as image:
-                yield to_tensor(np.array(image))
+        return map(self.picture, plan.order)
+
+    def picture(self, row: int) -> Tensor:
+        """Read one finished picture (3, H, W), of this row of `plan.positions`."""
+        with Image.open(self._path(row)) as image:
+            return to_tensor(np.array(image))
 
     def remove(self) -> None:
         """Delete the folder.

@@ -160,5 +160,5 @@ def test_recorded_noise_is_not_independent(run: Run, capsys: CaptureFixture[str]
     run("encode", *PHOTOS, "-n", 3, "--eta", 0.5, "-o", "recorded.safetensors")
     refused = run_cli("mix", "recorded.safetensors", "--weights", "1,-1,1", "--model", "model", capsys=capsys)
     assert refused.code == 2
-    assert "that of recorded photos is not; use --mean karcher" in refused.stderr
+    assert "that of recorded photos is not; use karcher" in refused.stderr
     run("mix", "recorded.safetensors")

@@ -210,7 +210,11 @@ class TestCommands:
             ("roundtrip in --eta 2", 1, "choose it in [0, 1]"),
             ("interpolate in --eta 0.5 --decode-steps 5", 1, "leave the grid as it was"),
             ("interpolate --seeds 0,1 --solver heun -o out", 2, "--seeds are drawn, not encoded"),
-            ("grid in in --eta 0.5 --mix lol -n 3", 2, "--mix lol is for independent noise"),
+            (
+                "grid in in --eta 0.5 --mix lol -n 3",
+                2,
+                "lol is for independent noise, and that of recorded photos is not; use karcher",
+            ),
         ],
     )
     def test_settings_that_cannot_work_are_refused(self, run: Run, arguments: str, code: int, message: str):

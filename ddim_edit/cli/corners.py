@@ -56,7 +56,6 @@ def grid(  # noqa: PLR0913
     ddim-edit grid a.jpg b.jpg c.jpg d.jpg --rows 5 --columns 7 -o grid.png
     ddim-edit grid --seeds 0-3 -n 20
     """
-    from ddim_edit.decoding import recorded
     from ddim_edit.files import prepare_output, write_text
     from ddim_edit.images import write_image
 
@@ -68,8 +67,8 @@ def grid(  # noqa: PLR0913
     if len(keys) != len(_CORNERS):
         raise click.UsageError(f"A grid has four corners, and {len(keys)} are given; give {', '.join(_CORNERS)}.")
     ready = keys.ready(choice.load())
-    if mix == "lol" and recorded(ready.outline.how):
-        raise click.UsageError("--mix lol is for independent noise, and that of recorded photos is not; use karcher.")
+    if mix == "lol":
+        ready.require_independent()
     record = run.Record(run.describe_run(ctx, ready.model, ready.recipe.grid), outputs=[output, facts])
     latents, photos, tiles = _decoded(keys, ready, (rows, columns), mix, running)
     table = [list(tiles[row * columns : (row + 1) * columns]) for row in range(rows)]

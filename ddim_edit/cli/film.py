@@ -20,6 +20,7 @@ FORMATS = ("png", "gif", "apng", "webp", "mp4")
 # Options that change how frames are wrapped, and not the frames.
 WRAPPING = ("fps", "scale", "output_format", "crf", "caption", "sheet")
 
+_AT_ONCE = 64  # latents in memory
 _COLUMNS = 8  # of a contact sheet
 
 
@@ -104,15 +105,15 @@ class Film:
 
         last = len(plan.order) - 1
         wanted = sorted({round(k * last / max(1, (self.sheet or 1) - 1)) for k in range(self.sheet or 1)})
-        shown = [(frame, pixels) for frame, pixels in enumerate(checkpoint.frames(plan)) if frame in set(wanted)]
+        shown = [(frame, checkpoint.picture(plan.order[frame])) for frame in wanted]
         rows = [shown[start : start + _COLUMNS] for start in range(0, len(shown), _COLUMNS)]
         tiles = [[pixels for _, pixels in row] for row in rows]
         captions = [[f"{frame}: {_caption(plan, plan.order[frame])}" for frame, _ in row] for row in rows]
         picture, facts = self.extra(output)
         write_image(sheet(tiles, captions=captions, scale=scale), picture)
-        boxes = tile_boxes(tiles, captions=captions, scale=scale)
+        boxes, places = tile_boxes(tiles, captions=captions, scale=scale), _places(plan)
         listed = [
-            {"row": i, "column": j, "box": boxes[i][j], "frame": frame, **_place(plan, plan.order[frame])}
+            {"row": i, "column": j, "box": boxes[i][j], "frame": frame, **places[plan.order[frame]]}
             for i, row in enumerate(rows)
             for j, (frame, _) in enumerate(row)
         ]
@@ -154,7 +155,8 @@ def _report(plan: "Morph", checkpoint: "Checkpoint") -> dict[str, Any]:
     from ddim_edit.pacing import Steps
 
     loop = plan.motion.loop != "none"
-    frames = [{"file": f"frame_{k:06d}.png", **_place(plan, row)} for k, row in enumerate(plan.order)]
+    places = _places(plan)
+    frames = [{"file": f"frame_{k:06d}.png", **places[row]} for k, row in enumerate(plan.order)]
     steps = Steps.of(checkpoint.frames(plan), loop=loop)
     return {
         "path": plan.path,
@@ -171,22 +173,27 @@ def _report(plan: "Morph", checkpoint: "Checkpoint") -> dict[str, Any]:
 def _key_report(plan: "Morph", checkpoint: "Checkpoint") -> list[dict[str, Any]]:
     """The frame of each key, and how far it is from its photo on [0, 1] where there is one."""
     rows = {float(u): row for row, u in enumerate(plan.positions) if float(u).is_integer()}
-    found = {row: frame for row, frame in zip(plan.order, checkpoint.frames(plan), strict=True) if row in rows.values()}
     keys: list[dict[str, Any]] = []
     for number, name in enumerate(plan.latents.names):
         row = rows[float(number)]
-        error = None if plan.photos is None else float((found[row] - plan.photos[number]).abs().max()) / 2
+        photo = None if plan.photos is None else plan.photos[number]
+        error = None if photo is None else float((checkpoint.picture(row) - photo).abs().max()) / 2
         digest = plan.latents.photos[number].source.get("sha256")
         keys.append({"name": name, "sha256": digest, "frame": row, "max_error": error})
     return keys
 
 
-def _place(plan: "Morph", row: int) -> dict[str, Any]:
-    """Where a picture lies: between which keys, how far from the first of them, and the rms of its latent."""
-    u = plan.positions[row]
-    a, b, alpha = _between(plan, row)
-    rms = float(plan.x(u[None]).double().square().mean().sqrt())
-    return {"position": float(u), "between": [a, b], "alpha": alpha, "rms": rms}
+def _places(plan: "Morph") -> list[dict[str, Any]]:
+    """Where every picture lies: between which keys, how far from the first of them, and the rms of its latent."""
+    import torch
+
+    parts = (plan.x(u).double() for u in plan.positions.split(_AT_ONCE))
+    rms = torch.cat([part.square().mean(dim=(1, 2, 3)).sqrt() for part in parts]).tolist()
+    between = [_between(plan, row) for row in range(len(plan.positions))]
+    return [
+        {"position": u, "between": [a, b], "alpha": alpha, "rms": size}
+        for u, (a, b, alpha), size in zip(plan.positions.tolist(), between, rms, strict=True)
+    ]
 
 
 def _between(plan: "Morph", row: int) -> tuple[str, str, float]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +10,12 @@ import click
 
 from ddim_edit.cli import costs, options, run, values
 from ddim_edit.cli import film as films
-from ddim_edit.cli.keys import Asked, Keys, keys_options
+from ddim_edit.cli.keys import Asked, Keys, Ready, keys_options
 
 if TYPE_CHECKING:
     from ddim_edit.models.base import Model
     from ddim_edit.morphing import Morph
     from ddim_edit.motion import Motion
-    from ddim_edit.recipe import Recipe
     from ddim_edit.rendering import Checkpoint
 
 # Written out, because reading them from the modules that define them would import torch; a test compares them.
@@ -131,9 +130,7 @@ def interpolate(  # noqa: PLR0913
     ddim-edit interpolate a.jpg b.jpg c.jpg --loop --frames 48 --format png -o frames
     ddim-edit interpolate --seeds 0-3 --eta 0.5 --ease ease-in-out -o seeds.webp
     """
-    import torch
-
-    from ddim_edit.morphing import Morph, distance_of
+    from ddim_edit.morphing import distance_of
     from ddim_edit.rendering import Checkpoint
 
     moving.check(ctx)
@@ -141,17 +138,16 @@ def interpolate(  # noqa: PLR0913
     keys = asked.find()
     motion = moving.build(photos=bool(keys.photos))
     motion.check(len(keys), film.frames)
-    model, recipe, decoding, outline = keys.ready(choice.load())
-    distance_of(motion.pace, model, decoding.denoiser)
-    clip = Morph(outline, motion, torch.zeros(0), decoding.grid)  # to be planned
-    description = run.describe_run(ctx, model, recipe.grid)
+    ready = keys.ready(choice.load())
+    distance_of(motion.pace, ready.model, ready.decoding.denoiser)
+    description = run.describe_run(ctx, ready.model, ready.recipe.grid)
     record = run.Record(description, outputs=[output, *film.extra(output)], inside=False)
     checkpoint = Checkpoint.beside(output, _request(description, keys.hashes))
     if dry_run:
-        costs.say(_costs(keys, model, recipe, clip, film.frames, checkpoint), as_json=as_json)
+        costs.say(_costs(keys, ready, motion, film.frames, checkpoint), as_json=as_json)
         return 0
-    plan = _plan(keys, model, recipe, clip, film.frames, checkpoint, running)
-    _render(plan, model, checkpoint, asked.source.batch_size, running)
+    plan = _plan(keys, ready, motion, film.frames, checkpoint, running)
+    _render(plan, ready.model, checkpoint, asked.source.batch_size, running)
     report = film.write(plan, checkpoint, output, description)
     checkpoint.remove()
     record.description = {**description, **{key: value for key, value in report.items() if key != "frames"}}
@@ -169,43 +165,41 @@ def _request(description: dict[str, object], hashes: list[str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _costs(
-    keys: Keys, model: "Model", recipe: "Recipe", clip: "Morph", frames: int, checkpoint: "Checkpoint"
-) -> dict[str, Any]:
+def _costs(keys: Keys, ready: Ready, motion: "Motion", frames: int, checkpoint: "Checkpoint") -> dict[str, Any]:
     """What a clip costs that is not planned yet, or what an interrupted run of it has left to do."""
-    from ddim_edit.forecast import decoded, forecast
+    import torch
 
+    from ddim_edit.forecast import decoded, forecast
+    from ddim_edit.morphing import Morph
+
+    model, recipe, decoding, outline = ready
     keys.read(model)  # the run would stop at a photo that cannot be read
-    size, decoding = keys.asked.source.batch_size, replace(recipe, grid=clip.grid)
-    if plan := checkpoint.load(clip.motion, clip.grid):
-        clip, parts = plan, [decoded("frames", decoding, checkpoint.left(plan, size))]
+    size = keys.asked.source.batch_size
+    if plan := checkpoint.load(motion, decoding.grid):
+        parts = [decoded("frames", decoding, checkpoint.left(plan, size))]
     else:
-        parts = forecast(recipe, decoding, clip.motion, photos=len(keys.photos), keys=len(keys), frames=frames)
-    return costs.report(clip, recipe, frames, parts, model, size)
+        plan = Morph(outline, motion, torch.zeros(0), decoding.grid)  # with everything but its frames
+        parts = forecast(recipe, decoding, motion, photos=len(keys.photos), keys=len(keys), frames=frames)
+    return costs.report(plan, recipe, frames, parts, model, size)
 
 
 def _plan(
-    keys: Keys,
-    model: "Model",
-    recipe: "Recipe",
-    clip: "Morph",
-    frames: int,
-    checkpoint: "Checkpoint",
-    running: options.Running,
+    keys: Keys, ready: Ready, motion: "Motion", frames: int, checkpoint: "Checkpoint", running: options.Running
 ) -> "Morph":
     """The plan of the clip: that of an interrupted run, or a new one, with warnings about the latents."""
     from ddim_edit.morphing import plan_morph
 
-    motion, grid = clip.motion, clip.grid
-    if plan := checkpoint.load(motion, grid):
+    model, recipe, decoding, _ = ready
+    if plan := checkpoint.load(motion, decoding.grid):
         _warn(plan)
         click.echo("going on with the plan of an interrupted run", err=True)
         return plan
     size = keys.asked.source.batch_size
     looked = motion.met(len(keys)) + motion.pilots(len(keys), frames)
-    total = len(keys.photos) * recipe.grid.steps + looked * grid.steps
+    total = len(keys.photos) * recipe.grid.steps + looked * decoding.grid.steps
     with run.Progress("plan", total, shown=running.progress) as bar:
         latents, photos = keys.make(model, recipe, bar)
+        grid = decoding.grid
         plan = plan_morph(model, latents, frames, motion, photos=photos, grid=grid, batch_size=size, on_step=bar)
     _warn(plan)
     checkpoint.save(plan)

@@ -95,6 +95,16 @@ class Ready(NamedTuple):
     decoding: "Recipe"
     outline: "Latents"
 
+    def require_independent(self) -> None:
+        """Refuse latents that lol makes too long."""
+        from ddim_edit.decoding import recorded
+
+        if recorded(self.outline.how):
+            raise click.UsageError(
+                "lol is for independent noise, and that of recorded photos is not; use karcher, which takes weights "
+                "of 0 or more, or photos encoded at eta 0."
+            )
+
 
 @dataclass(frozen=True)
 class Keys:

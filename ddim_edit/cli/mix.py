@@ -61,8 +61,10 @@ def mix(
     prepare_output(output, overwrite=running.overwrite)
     keys = asked.find()
     shares = _shares(weights, mean, len(keys))
+    mean = mean or ("lol" if min(shares) < 0 else "karcher")
     ready = keys.ready(choice.load())
-    mean = _mean(shares, mean, ready)
+    if mean == "lol":
+        ready.require_independent()
     record = run.Record(run.describe_run(ctx, ready.model, ready.recipe.grid), outputs=[output])
     latents, picture = _mixed(keys, ready, shares, mean, decodes=decodes, shown=running.progress)
     if picture is None:
@@ -85,19 +87,6 @@ def _shares(weights: list[float] | None, mean: str | None, count: int) -> list[f
     if min(shares) < 0 and mean == "karcher":
         raise click.UsageError("--mean karcher takes nothing away; use --mean lol, or weights of 0 or more.")
     return shares
-
-
-def _mean(shares: list[float], mean: str | None, ready: Ready) -> str:
-    """The mean asked for, or the one that these weights need."""
-    from ddim_edit.decoding import recorded
-
-    mean = mean or ("lol" if min(shares) < 0 else "karcher")
-    if mean == "lol" and recorded(ready.outline.how):
-        raise click.UsageError(
-            "lol, which weights below 0 need, is for independent noise, and that of recorded photos is not; use "
-            "--mean karcher and weights of 0 or more, or eta 0."
-        )
-    return mean
 
 
 def _mixed(
