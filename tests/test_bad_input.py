@@ -231,6 +231,9 @@ CASES = {
     "timestep outside": Case(f"{ENCODE} --timesteps 0,1000", 1, "timestep 1000 is outside the schedule"),
     "timestep not a number": Case(f"{ENCODE} --timesteps 0,nan", 1, "timestep nan is outside the schedule"),
     "timesteps in words": Case(f"{ENCODE} --timesteps 0,x", 2, "'0,x' is no list of timesteps"),
+    "timestep given twice": Case(f"{ENCODE} --timesteps 0,5,5", 2, "timestep 5 is given twice"),
+    "clip that is no number": Case(f"{SAMPLE} --clip nan", 1, "clip limit nan must be above 0"),
+    "photos among latents": Case("info {a}", 2, "is a file and holds no latents"),
     "until below the grid": Case(f"{ENCODE} --timesteps 100,500 --until 50", 1, "no level at or below timestep 50"),
     # Settings
     "size that does not fit": Case(f"{ENCODE} --size 19x33", 1, "needs multiples of 2; choose 20 x 32"),

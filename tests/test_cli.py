@@ -240,6 +240,14 @@ def test_a_label_and_guidance_are_recorded_and_used(run, labelled, photos, tmp_p
     assert not torch.equal(dog.x, guided.x)
 
 
+def test_subfolders_are_not_skipped_in_silence(tiny, tmp_path):
+    for name in ("a", ".hidden/b", "more/c", "other/d"):
+        save_photo(tmp_path / "in" / f"{name}.png")
+    told = tiny("encode", "in", "-n", 2, "-o", "out").stderr
+    assert "note: subfolders of in are not searched: more/, other/\n" in told
+    assert [path.stem for path in (tmp_path / "out").glob("*.safetensors")] == ["a"]
+
+
 def test_resume_encodes_what_is_left_and_nothing_again(tiny, photos, tmp_path):
     arguments = ("encode", *photos, "-n", 2, "--micro-batch", 4)
     tiny(*arguments, "-o", "whole")

@@ -171,6 +171,10 @@ class TestDenoiser:
             with pytest.raises(ConfigError, match="guidance 2 needs a label, and a model with a null class"):
                 model.denoiser(label, guidance=2)
 
+    def test_guidance_is_a_finite_number(self, labelled: de.Model):
+        with pytest.raises(ConfigError, match="guidance nan is no scale; choose a finite number, 1 for none"):
+            labelled.denoiser(1, guidance=float("nan"))
+
     def test_clipping_and_thresholding_reach_x0(self, plain: de.Model):
         level = plain.schedule.level(900)
         with torch.no_grad():

@@ -260,9 +260,14 @@ class Source:
         return self.limit is not None or self.fit != FITS[0]
 
     def find(self) -> "list[Photo]":
-        """List the photos; nothing is decoded yet."""
+        """List the photos; nothing is decoded yet. Says which subfolders are left out."""
+        from ddim_edit.datasets import first_names
         from ddim_edit.images import find_photos
 
+        for path in self.photos:
+            inner = sorted(f"{child.name}/" for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
+            if shown := [name for name in inner if not name.startswith(".")]:
+                click.echo(f"note: subfolders of {path} are not searched: {first_names(shown)}", err=True)
         return find_photos(self.photos)[: self.limit]
 
     def batches(self, found: "list[Photo]", model: "Model") -> "PhotoBatches":

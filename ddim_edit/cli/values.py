@@ -41,9 +41,12 @@ def size(value: object) -> tuple[int, int]:
 def timesteps(value: object) -> list[float]:
     """A list of timesteps like `0,40,80`."""
     try:
-        return [float(part) for part in _text(value, ",").split(",")]
+        found = [float(part) for part in _text(value, ",").split(",")]
     except ValueError:
         raise click.BadParameter(f"{value!r} is no list of timesteps; write for example 0,40,80") from None
+    if twice := sorted(t for t, count in Counter(found).items() if count > 1):
+        raise click.BadParameter(f"timestep {twice[0]:g} is given twice, and a step from it to itself is none")
+    return found
 
 
 def weights(value: object) -> list[float]:
