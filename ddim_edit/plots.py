@@ -114,6 +114,8 @@ def write_chart(chart: Chart, folder: Path) -> list[Path]:
         ticks = sorted({x for curve in chart.curves for x in curve.x})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45 if len(ticks) > 6 else 0)
         axis.xaxis.minorticks_off()
+    elif all(float(x).is_integer() for curve in chart.curves for x in curve.x):
+        axis.locator_params(axis="x", integer=True)  # there is no step 2.5
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, fontsize=8)
     paths = [folder / f"{chart.name}.{suffix}" for suffix in ("pdf", "png", "csv")]
