@@ -206,7 +206,7 @@ def test_another_run_is_not_mixed_into_a_folder(conduct, done, tmp_path):
     before = files_in(folder)
     refused = conduct("cycle", "--seeds", "0-1", "-n", "2", "-o", folder, code=1)
     assert "holds a run with other" in refused.stderr
-    assert "settings: seeds, settings: steps_list" in refused.stderr
+    assert ", images, settings: seeds, settings: steps_list, steps; choose another" in refused.stderr
     assert files_in(folder) == before
     conduct("cycle", "--seeds", "0-1", "-n", "2", "-o", folder, "--overwrite")
     assert len(rows_of(folder)) == 2
@@ -223,10 +223,13 @@ def test_overwriting_that_was_stopped_can_be_done_again(conduct, done, tmp_path,
     assert rows_of(folder) == rows_of(done("cycle"))
 
 
-def test_a_zero_is_part_of_the_command_that_makes_the_rows_again(conduct, tmp_path):
-    conduct("cycle", *QUICK["cycle"], "--show", "0", "-o", tmp_path / "out")
-    command = json.loads((tmp_path / "out" / "result.json").read_text())["command"]
-    assert "--show 0" in command
+@every_experiment
+def test_with_nothing_to_show_there_are_no_sheets(conduct, done, tmp_path, name):
+    """And the zero is part of the command that makes the rows again."""
+    conduct(name, *QUICK[name], "--show", "0", "-o", tmp_path / "out")
+    assert not list(tmp_path.glob("out/sheets/*"))
+    assert (tmp_path / "out" / "report.html").exists()
+    assert "--show 0" in json.loads((tmp_path / "out" / "result.json").read_text())["command"]
 
 
 def test_a_folder_of_something_else_is_never_touched(conduct, tmp_path):

@@ -264,10 +264,17 @@ def test_a_run_without_a_null_class_is_watched_with_labels(photos: PhotoSet, tmp
 
 @pytest.mark.parametrize(
     ("changes", "licence", "sampled"),
-    [({}, "cc-by-4.0", True), ({"class_cond": True}, "other", False), ({"target": "x_prev"}, "other", False)],
+    [
+        ({}, "cc-by-4.0", True),
+        ({"class_cond": True}, "other", False),
+        ({"class_cond": True, "label_dropout": 0.0}, "other", False),
+        ({"target": "x_prev"}, "other", False),
+    ],
 )
 def test_the_card_says_who_can_sample_it(photos: PhotoSet, tmp_path: Path, changes, licence: str, sampled: bool):
     config = tiny(steps=1, **changes, licence="CC BY 4.0" if sampled else "CC BY 4.0: see site")
+    if config.label_dropout == 0:  # and no photo without a class: a model without a null class
+        photos = PhotoSet(photos.pixels[:8], tuple(["cat", "dog"] * 4))
     train(photos, tmp_path / "run", config, device="cpu")
     card = (tmp_path / "run" / "README.md").read_text()
     assert f"\nlicense: {licence}\n" in card
@@ -346,6 +353,13 @@ class TestFineTuning:
             train(photos, tmp_path / "run", config, device="cpu")
 
 
+def test_channels_may_be_a_list(photos: PhotoSet, tmp_path: Path):
+    """As people write them, and as JSON has them; the run goes on with either."""
+    train(photos, tmp_path / "run", tiny(channels=[8], steps=1), device="cpu")
+    train(photos, tmp_path / "run", tiny(channels=[8], steps=2), device="cpu", resume=True)
+    assert len(rows_of(tmp_path / "run")) == 3
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -356,6 +370,7 @@ class TestRefusals:
             ({"ema": 1.0}, r"ema is 1.0; choose a number in \[0, 1\)"),
             ({"channels": (12,)}, r"channels is \(12,\); choose widths that are multiples of 8"),
             ({"size": 10, "channels": (8, 8, 8)}, "size 10 cannot be halved 2 times; choose a multiple of 4"),
+            ({"steps": 1.5}, "steps is 1.5; choose a whole number above 0"),
             ({"fit": "squeeze"}, "fit 'squeeze' is unknown; choose one of crop, pad, stretch"),
             ({"target": "score"}, "target 'score' is unknown; choose one of epsilon, sample, v_prediction, x_prev"),
             ({"learn_sigma": True}, "loss mse leaves a learned sigma untrained"),

@@ -171,7 +171,7 @@ def carry_out(job: Job, common: Common) -> int:
     total = sum(unit.cost for unit in job.units) + job.extra
     click.echo(f"{job.experiment.name}: {total} steps, counted picture by picture", err=True)
     ctx = click.get_current_context()
-    description = _describe(ctx, job, total - job.extra, setup.show)
+    description = _describe(ctx, job, total - job.extra)
     if setup.dry_run:
         job.store.check(description, overwrite=running.overwrite)
         return 0
@@ -185,7 +185,7 @@ def carry_out(job: Job, common: Common) -> int:
     return run.finish(record, setup.output, job.failures, done=len(job.images), running=running)
 
 
-def _describe(ctx: click.Context, job: Job, total: int, show: int) -> dict[str, object]:
+def _describe(ctx: click.Context, job: Job, total: int) -> dict[str, object]:
     """What result.json says: the same for the same run, wherever and whenever it is made."""
     from ddim_edit.experiments.store import FORMAT
 
@@ -195,7 +195,6 @@ def _describe(ctx: click.Context, job: Job, total: int, show: int) -> dict[str, 
         "experiment": job.experiment.name,
         "command": _command(ctx),
         "settings": {name: value for name, value in run.arguments_of(ctx).items() if name not in HIDDEN},
-        "show": show,
         "images": list(job.images),
         "model": about["model"],
         "grids": {name: grid.timesteps for name, grid in job.grids.items()},

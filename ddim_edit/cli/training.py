@@ -238,7 +238,8 @@ class Meter:
     def report(self, row: "Row") -> None:
         """Print a report."""
         with self._bar.external_write_mode():
-            click.echo(json.dumps(row) if self._as_json else _line(row))
+            known = {name: None if value == "" else value for name, value in row.items()}
+            click.echo(json.dumps(known) if self._as_json else _line(row))
 
     def __enter__(self) -> "Meter":
         return self

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +113,8 @@ class Results:
     def shown(self) -> list[str]:
         """The images that have pictures, in order."""
         names = list(dict.fromkeys(row["image"] for row in self.rows))
-        return names[: int(str(self.description["show"]))]
+        settings = cast(Mapping[str, object], self.description["settings"])
+        return names[: cast(int, settings["show"])]
 
     def values(self, name: str) -> list[str]:
         """The values that a setting takes, in order of appearance."""

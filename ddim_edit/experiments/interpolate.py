@@ -152,8 +152,14 @@ def _series(results: Results, name: str) -> Iterator[tuple[str, Array]]:
 
 def _charts(results: Results) -> Iterator[Chart]:
     for name, label in (("norms", "norm of the latent / norm of the keys"), ("distances", "rms step between frames")):
-        curves = [Curve(path, np.linspace(0, 1, len(y)).tolist(), y.tolist()) for path, y in _series(results, name)]
+        curves = [Curve(path, _positions(len(y), name), y.tolist()) for path, y in _series(results, name)]
         yield Chart(f"{name}_along_the_path", f"{label.capitalize()}, along the path", "position", label, curves)
+
+
+def _positions(count: int, name: str) -> list[float]:
+    """Where on the path these are: frames from end to end, steps halfway between two of them."""
+    at = (np.arange(count) + 0.5) / count if name == "distances" else np.linspace(0, 1, count)
+    return at.tolist()
 
 
 def _sheets(results: Results) -> Iterator[Sheet]:
@@ -184,8 +190,8 @@ EXPERIMENT = Experiment(
     text=(
         "Frames at equal steps along a path between x_T's are decoded at eta = 0 (DDIM, arXiv 2010.02502, section 5.3, "
         "Figures 6 and 11 to 13; 50 steps there). The x_T are drawn from seeds, as in the paper, or are those of "
-        "photos, encoded exactly. No pacing and no corrections: the path itself is measured. The paper gives no number "
-        "for these figures."
+        "photos, encoded exactly. No pacing and no corrections: the path itself is measured, on frames as they are "
+        "decoded, unclamped. The paper gives no number for these figures."
     ),
     settings=("path",),
     columns=(

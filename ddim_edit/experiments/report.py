@@ -50,7 +50,8 @@ def methods_text(experiment: Experiment, results: Results) -> str:
         *(f"  {image['name']} {image.get('sha256', '')}".rstrip() for image in images[:200]),
         *(f"  ... {len(images) - 200} more in result.json" for _ in range(len(images) > 200)),
         *(f"  failed: {failure['error']}" for failure in failures),
-        f"Steps of the network: {known['steps']}, counted picture by picture (with guidance, two forwards each).",
+        f"Steps of the network for these rows: {known['steps']}, counted picture by picture (with guidance, two "
+        "forwards each; where photos are encoded exactly, a step takes several).",
         f"Device {known['device']}, {known['threads']} thread(s); {_versions(known)}.",
         *("", "Timesteps, clean to noisy:", *(f"  {name}: {_timesteps(grid)}" for name, grid in grids.items())),
         *("", "Measures:", *(f"  {line}" for line in measures), ""),

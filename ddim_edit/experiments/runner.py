@@ -46,7 +46,7 @@ def render(experiment: Experiment, root: Path) -> list[Path]:
     if not rows:
         raise OutputError(f"{root} has no rows yet; repeat the command that its result.json names")
     results = Results(root, store.description(), rows, summarise(experiment, rows), compare_methods(experiment, rows))
-    charts, sheets = list(experiment.charts(results)), list(experiment.sheets(results))
+    charts, sheets = list(experiment.charts(results)), list(experiment.sheets(results) if results.shown else ())
     paths = [path for chart in charts for path in write_chart(chart, root / "figures")]
     for sheet in sheets:
         paths.append(root / "sheets" / f"{sheet.name}.png")
@@ -62,4 +62,4 @@ def render(experiment: Experiment, root: Path) -> list[Path]:
         texts["paired.csv"] = paired_csv(experiment, results)
     for name, text in texts.items():
         write_text(root / name, text)
-    return [*paths, *(root / name for name in texts), *experiment.animate(results)]
+    return [*paths, *(root / name for name in texts), *(experiment.animate(results) if results.shown else ())]

@@ -24,7 +24,8 @@ from ddim_edit.images import read_picture, write_image
 
 FORMAT = 1
 RESULT, ROWS, PICTURES = "result.json", "rows.csv", "pictures"
-PROGRESS = ("complete", "failures")  # what of a description changes while a run goes on
+# What of a description changes while a run goes on, or follows from the rest.
+ASIDE = ("complete", "failures", "command")
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def _text(value: Value) -> str:
 def _differences(ours: Mapping[str, object], theirs: Mapping[str, object]) -> list[str]:
     """Names of what differs, those inside `settings` one by one."""
     names: list[str] = []
-    for key in sorted((ours.keys() | theirs.keys()) - set(PROGRESS)):
+    for key in sorted((ours.keys() | theirs.keys()) - set(ASIDE)):
         a, b = ours.get(key), theirs.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             names += [f"{key}: {name}" for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]

@@ -120,7 +120,7 @@ EXPERIMENT = Experiment(
     title="The predicted picture along the way",
     text=(
         "Pictures are decoded while x_t and the predicted x0 are watched after every step (DDIM, arXiv 2010.02502, "
-        f"equation 12). {ANIMATION} shows current x in the upper row and predicted x0 beneath it."
+        f"equation 12), and measured unclamped. {ANIMATION} shows current x in the upper row and predicted x0 beneath."
     ),
     settings=("step",),
     columns=("t", "distance", "rms"),

@@ -141,8 +141,11 @@ Licence of the photos: {config.licence}.
 
 
 def _example(origin: Origin) -> str:
-    """How samples of a class are asked for, where there are classes."""
-    return f", denoiser=model.denoiser({origin.labels.names[0]!r}, guidance=2)" if origin.labels else ""
+    """How samples of a class are asked for, where there are classes; guidance takes a null class too."""
+    if origin.labels is None:
+        return ""
+    guidance = "" if origin.labels.null is None else ", guidance=2"
+    return f", denoiser=model.denoiser({origin.labels.names[0]!r}{guidance})"
 
 
 def _pipeline(origin: Origin) -> str:

@@ -134,6 +134,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.channels, list):  # as JSON has them
+            object.__setattr__(self, "channels", tuple(self.channels))
         for name, known in (
             ("fit", FITS),
             ("schedule", (*SCHEDULES, None)),
@@ -177,10 +179,7 @@ class TrainConfig:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"{', '.join(unknown)} is no setting of a training run; update ddim-edit")
-        given: dict[str, Any] = dict(values)
-        if isinstance(given.get("channels"), list):
-            given["channels"] = tuple(cast(list[int], given["channels"]))
-        return cls(**given)
+        return cls(**cast(dict[str, Any], dict(values)))
 
     def require_same(self, other: "TrainConfig") -> None:
         """Refuse to go on with a run whose settings differ where its state depends on them.
@@ -201,7 +200,7 @@ class TrainConfig:
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         ("size", "layers", "batch_size", "accumulate", "steps", "report_every", "sample_every"),
-        (lambda value: value >= 1, "a whole number above 0"),
+        (lambda value: isinstance(value, int) and value >= 1, "a whole number above 0"),
     ),
     **dict.fromkeys(
         ("minutes", "lr", "clip_norm", "min_snr", "snr_floor", "moments"), (lambda value: value > 0, "a number above 0")
