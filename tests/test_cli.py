@@ -291,6 +291,20 @@ def test_resume_takes_nothing_for_done_that_was_made_otherwise(tiny, run, model,
     assert files_in(tmp_path / "out") == before
 
 
+def test_resume_knows_files_with_a_trajectory(tiny, run, model, photos):
+    arguments = ("encode", *photos, "-n", 4, "--save-trajectory", 2, "-o", "out")
+    tiny(*arguments)
+    again = run(*arguments, "--inverse", "explicit", "--resume", "--model", model)
+    assert "3 of 3 photos were encoded before" in again.stderr
+
+
+def test_the_manifest_counts_what_was_decoded(tiny, photos, tmp_path):
+    """The frames of a boomerang that are shown twice are decoded once."""
+    tiny("interpolate", *photos[:2], "-n", 2, "--frames", 6, "--boomerang", "--pace", "none", "-o", "frames")
+    found = json.loads((tmp_path / "frames" / "manifest.json").read_text())
+    assert found["evaluations"] == {"plan": 2 * 2, "frames": 4 * 2}
+
+
 def test_resume_checks_what_was_not_checked(tiny, run, model, photos):
     tiny("encode", *photos, "-n", 2, "--no-check", "-o", "out")
     arguments = ("encode", *photos, "-n", 2, "--inverse", "explicit", "--model", model, "-o", "out", "--resume")

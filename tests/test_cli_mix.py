@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_helpers import Outcome, run_cli, save_photo, save_tiny_model
+from cli_helpers import LABELS, Outcome, run_cli, save_photo, save_tiny_model
 from PIL import Image
 from pytest import CaptureFixture, MonkeyPatch  # noqa: PT013
 
@@ -84,6 +84,32 @@ def test_a_folder_of_latents_is_as_good_as_their_files(run: Run, capsys: Capture
     refused = run_cli("mix", "each", "in/a.png", "--model", "nonesuch", capsys=capsys)
     assert refused.code == 2
     assert "Some of these are latents and some are photos; encode the photos first." in refused.stderr
+
+
+def test_decode_steps_are_those_of_the_picture(run: Run):
+    run("encode", *PHOTOS, "--inverse", "explicit", "-n", 20, "-o", "all.safetensors")
+    run("mix", "all.safetensors", "-o", "mix.safetensors")
+    run("mix", "all.safetensors", "--decode-steps", 2)
+    shown = to_uint8(de.decode(de.load_model("model"), Latents.load("mix.safetensors"), grid=2)[0])
+    assert (picture("mix.png") == shown).all()
+
+
+def test_seeds_are_drawn_under_the_condition(run: Run):
+    save_tiny_model(Path("model"), labels=LABELS)
+    run("mix", "--seeds", "1,2", "-n", 2, "--label", "dog", "-o", "mix.safetensors")
+    assert Latents.load("mix.safetensors").how["denoiser"] == {"label": 1}
+
+
+def test_no_metadata_leaves_the_picture_bare(run: Run):
+    run("mix", "--seeds", "1,2", "-n", 2, "--no-metadata")
+    assert read_metadata("mix.png") == {}
+
+
+def test_a_folder_of_photos_and_latents_is_one_of_photos(run: Run):
+    run("encode", *PHOTOS, *EXPLICIT, "-o", "in/all.safetensors")
+    run("mix", "in", *EXPLICIT, "-o", "folder.png")  # how to encode is refused for latents
+    run("mix", *PHOTOS, *EXPLICIT, "-o", "files.png")
+    assert (picture("folder.png") == picture("files.png")).all()
 
 
 def test_step_noises_are_mixed_too(run: Run):

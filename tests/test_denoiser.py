@@ -210,3 +210,11 @@ class TestFunctionsOfX0:
     def test_thresholds_that_make_no_sense_are_refused(self, ratio: float, maximum: float):
         with pytest.raises(ConfigError, match=f"not {ratio:g} and {maximum:g}"):
             dynamic_threshold(ratio, maximum)
+
+
+def test_guidance_selects_the_rows_of_both_branches():
+    condition = Condition({"label": torch.arange(3)}, {})
+    branch = NetworkDenoiser(lambda x, t, c: x, PredictionType.EPSILON, condition)
+    chosen = Guided(branch, branch, 2.0).select(torch.tensor([2]))
+    for side in (chosen.conditional, chosen.unconditional):
+        assert side.condition.tensors["label"].tolist() == [2]  # pyright: ignore

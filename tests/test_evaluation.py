@@ -17,7 +17,7 @@ from ddim_edit.models import Model
 from ddim_edit.models.base import Labels
 from ddim_edit.noise import gaussian
 from ddim_edit.schedule import NoiseSchedule
-from ddim_edit.variational import Posterior, bound_terms, prior_term
+from ddim_edit.variational import Posterior, bound_terms, discrete_log_likelihood, prior_term
 
 SCHEDULE = NoiseSchedule.from_config({})
 SHORT = NoiseSchedule.from_config({"num_train_timesteps": 12, "beta_end": 0.3})
@@ -221,3 +221,16 @@ class TestCommand:
         outcome = run_cli("evaluate-model", model, tmp_path / "plain", "--labels", "true", capsys=capsys)
         assert outcome.code == 1
         assert "the photos have no classes" in outcome.stderr
+
+
+def test_the_first_variance_is_the_second():
+    """At t = 0 it would be 0, and its logarithm is clipped (DDPM's code)."""
+    posterior = Posterior.of(SHORT)
+    assert posterior.log_small[0] == posterior.log_small[1]
+
+
+@pytest.mark.parametrize("mean", [-0.98, 0.0, 0.98])
+def test_the_likelihoods_of_all_bytes_add_up_to_one(mean: float):
+    x = torch.arange(256).double() / 127.5 - 1
+    logs = discrete_log_likelihood(x, torch.full_like(x, mean), torch.full_like(x, -6.0))
+    assert float(logs.exp().sum()) == pytest.approx(1, abs=1e-6)

@@ -1,6 +1,10 @@
 """The arithmetic of experiments: intervals, tests, distances and attributes, against laws and other implementations."""
 
+import csv
+import io
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from scipy import stats
 from ddim_edit.errors import ConfigError
 from ddim_edit.experiments import statistics
 from ddim_edit.experiments.attributes import attributes, roughness
-from ddim_edit.experiments.base import Experiment, Measure, mean
+from ddim_edit.experiments.base import Experiment, Measure, Results, mean
 from ddim_edit.experiments.features import COMPONENTS, Whitening, encoder_features, frechet_from_reference
 from ddim_edit.experiments.interpolate import groups_of, path_numbers
 from ddim_edit.experiments.reconstruct import ROUNDING_FLOOR, errors_of
@@ -22,7 +26,7 @@ from ddim_edit.experiments.statistics import (
     ratio_of_means,
     summarise,
 )
-from ddim_edit.experiments.tables import number_text, p_text
+from ddim_edit.experiments.tables import best_values, number_text, p_text, paired_csv
 from ddim_edit.images import to_tensor, to_uint8
 from ddim_edit.metrics import pixels_off
 
@@ -214,3 +218,43 @@ def test_a_straight_even_path_is_smooth_and_direct():
 def test_groups_of_keys_do_not_share_members_or_names():
     assert groups_of(list("abcdefg"), 3) == {"a-b-c": range(3), "d-e-f": range(3, 6)}
     assert list(groups_of(["a-b", "c", "a", "b-c"], 2)) == ["a-b-c", "a-b-c-2"]
+
+
+def results_of(experiment, rows):
+    return Results(Path(), {}, rows, summarise(experiment, rows), compare_methods(experiment, rows))
+
+
+@pytest.mark.parametrize(
+    ("better", "other", "best"),
+    [("lower", 2, {(0, "error")}), ("higher", 2, {(1, "error")}), ("lower", 1, set()), (None, 2, set())],
+)
+def test_the_best_is_the_lowest_or_the_highest_and_none_where_all_are_alike(better, other, best):
+    toy = replace(TOY, measures=(Measure("error", "", "", better=better),))
+    rows = toy_rows({("a", 1): [1, 1], ("b", 1): [other, other]})
+    assert best_values(toy, results_of(toy, rows)) == best
+
+
+def test_the_table_of_pairs_names_the_methods_in_the_order_of_the_difference():
+    rows = toy_rows({("a", 1): [1, 2, 3], ("b", 1): [3, 4, 6]})
+    (line,) = csv.DictReader(io.StringIO(paired_csv(TOY, results_of(TOY, rows))))
+    assert (line["first"], line["second"]) == ("a", "b")
+    assert float(line["difference"]) < 0
+
+
+def test_pairs_without_a_p_do_not_count_as_hypotheses():
+    b = np.arange(6.0) ** 2
+    rows = toy_rows({("a", 1): b, ("b", 1): b + 1 + b / 9, ("a", 2): [1], ("b", 2): [2]})
+    one, none = compare_methods(TOY, rows)
+    assert one.p_holm == one.p
+    assert math.isnan(none.p_holm)
+
+
+def test_only_images_that_both_methods_have_are_compared():
+    b = np.arange(6.0) ** 2
+    (pair,) = compare_methods(TOY, toy_rows({("a", 1): b, ("b", 1): b[:3]}))
+    assert pair.images == 3
+
+
+def test_the_interval_of_two_images_is_the_two_of_them():
+    found = interval([np.array([0.0, 1.0])], mean)
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)

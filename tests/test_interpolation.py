@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -99,6 +100,15 @@ def test_a_seeded_great_circle_keeps_the_rms_and_meets_both_ends(seed, dtype):
     assert torch.equal(frames[-1], -a.double())
     cosines = [float(torch.cosine_similarity(f.flatten(), a.double().flatten(), dim=0)) for f in frames]
     assert cosines == pytest.approx([math.cos(math.pi * s) for s in t.tolist()], abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_direction_drawn_is_no_other_use_of_the_seed(seed):
+    """Numpy's own draw from the seed would be the latent itself, which leads nowhere."""
+    a = torch.from_numpy(np.random.default_rng(seed).standard_normal((3, 16, 16)))
+    half = slerp(a, -a, 0.5, seed=seed)
+    assert rms(half) == pytest.approx(rms(a))
+    assert float(torch.cosine_similarity(half.flatten(), a.flatten(), dim=0)) == pytest.approx(0, abs=1e-6)
 
 
 def test_the_seed_decides_the_great_circle_and_touches_no_other_pair():

@@ -270,6 +270,13 @@ class TestSolversThatUndoThemselves:
 
 
 class TestRefused:
+    def test_a_budget_is_held_against_the_grid_that_is_walked(self):
+        coarse = Grid.build(LINEAR, 3, "trailing")
+        fine = coarse.refined().steps
+        assert fine > 3
+        with pytest.raises(ConfigError, match=f"too small for {fine} steps"):
+            encode(mixture_model(), photos(1), grid=coarse, inverse=Exact(None, fine - 1))
+
     @staticmethod
     def refusal(inverse: Inverse, solver: str = "ddim", steps: int = 10) -> str:
         model, calls = counted_model()

@@ -304,3 +304,8 @@ class TestAdvice:
         (line,) = de.advice(PhotoRecord(health=HEALTHY, second_health=replace(HEALTHY, rms=0.43)))  # of a pair
         assert "rms 0.43" in line
         assert all("\n" not in line for line in de.advice(record))
+
+
+def test_both_halves_of_a_pair_are_named_once():
+    bad = LatentHealth(0.5, 0.0, 0.0)
+    assert len(de.advice(PhotoRecord(health=bad, second_health=bad))) == 1

@@ -19,7 +19,7 @@ from ddim_edit.latents import Latents
 from ddim_edit.models.base import MicroBatched, Model
 from ddim_edit.ode import integrate
 from ddim_edit.schedule import NoiseSchedule
-from ddim_edit.solvers import Lattice, State
+from ddim_edit.solvers import Lattice, Leapfrog, State
 
 LINEAR = NoiseSchedule.from_config({})
 
@@ -126,3 +126,9 @@ def test_on_the_command_line(
     for k in range(3):
         ours, theirs = (read_image(tmp_path / place / f"{k}.png", (16, 16)) for place in ("out", "in"))
         assert ours.equal(theirs)
+
+
+def test_a_pair_reports_no_solving():
+    """The first step takes several looks, which are no inversion."""
+    latents = encode(mixture_model(), photos(1), grid=4, solver=Leapfrog(), check=False)
+    assert latents.photos[0].inversion is None

@@ -155,3 +155,8 @@ def test_impossible_grids_are_named():
         corner_grid(draw(4), 1, 2)
     with pytest.raises(ConfigError, match="'nested' is not known; choose slerp, lol, karcher"):
         corner_grid(draw(4), 2, 2, "nested")  # type: ignore[arg-type]
+
+
+def test_lol_of_one_negative_weight_is_its_opposite():
+    x = draw(2)
+    assert torch.equal(lol(x, torch.tensor([0.0, -2.0])), -x[1])

@@ -163,6 +163,22 @@ class TestPace:
         latents = de.seed_latents(model, [0, 1], grid=4, denoiser=model.denoiser(1))
         assert plan_morph(model, latents, 5, Motion(pace="unet", pilot=3)).compared == 3
 
+    def test_features_of_another_picture_are_not_taken_for_those_of_the_first(self, unet: de.Model):
+        distance, (a, b) = FeatureDistance(unet), photos(2)
+        assert distance(a, b) == distance(a, b) > 0
+
+    def test_features_see_the_photo_at_its_level(self, unet: de.Model):
+        seen: list[Tensor] = []
+
+        def show(x: Tensor, t: Tensor, condition: object) -> list[Tensor]:
+            seen.append(x)
+            return [x]
+
+        model, photo = replace(unet, features=show), photos(1)[0]
+        FeatureDistance(model)(photo, photo)
+        level = model.schedule.level(0.05 * len(model.schedule))
+        torch.testing.assert_close(seen[0][0], level.signal * photo)
+
     def test_features_are_asked_once_for_each_picture(self, unet: de.Model):
         plan = plan_morph(unet, encoded(unet, 3, 1), 5, Motion(pace="unet", pilot=4))
         assert (plan.looked, plan.compared) == (7, 7)
@@ -313,6 +329,16 @@ class TestHealth:
 
 
 class TestMotion:
+    def test_a_curve_that_leaves_the_keys_is_refused_before_any_work(self):
+        with pytest.raises(ConfigError, match="is no curve between two keys"):
+            Motion(ease=(0.5, -0.5, 0.5, 1.5)).check(2, 9)
+
+    def test_latents_that_are_odd_are_named(self):
+        model = mixture_model()
+        made = de.seed_latents(model, [0, 1], grid=50)
+        plan = plan_morph(model, replace(made, x=0.5 * made.x), 4, UNPACED)
+        assert any("far from Gaussian noise" in line for line in plan.warnings)
+
     def test_a_bound_on_steps_asks_for_no_number_of_frames(self):
         for loop in ("none", "boomerang"):
             Motion(max_step=0.1, loop=loop).check(61, 33)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ddim_edit.errors import ConfigError
 from ddim_edit.pacing import (
     EASES,
+    Pace,
     Steps,
     bisected,
     dissimilarity,
@@ -173,6 +174,20 @@ def test_halving_ends_when_no_step_is_larger_than_the_bound():
     assert {0.0, 1.0, 2.0} <= set(u.tolist())
     assert len(bisected(look, l2, 2, 0.03)) > len(u) > len(bisected(look, l2, 2, 0.2))
     assert bisected(look, l2, 2, 0.06, closed=True).tolist() == u[:-1].tolist()
+
+
+def test_a_segment_that_ends_standing_still_ends_at_its_key():
+    pace = Pace(np.array([0, 0.5, 1.0]), np.array([0, 1.0, 1.0]))
+    assert pace.position(np.array([0.5, 1.0])).tolist() == [0.5, 1.0]
+
+
+def test_a_step_of_the_bound_itself_is_not_halved():
+    assert len(bisected(show(lambda u: u - 0.5), l2, 1, 0.5)) == 2
+
+
+def test_a_jump_in_a_still_clip_is_no_even_step():
+    assert Steps((0.0, 0.0, 0.0, 1.0)).largest_over_median == 1
+    assert Steps((0.0, 0.0)).largest_over_median == 0
 
 
 def test_halving_looks_once_at_each_place_and_compares_each_pair_once():

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from cli_helpers import files_in, run_cli, save_photo, save_tiny_model
-from model_helpers import mixture_model, photos
+from model_helpers import SIZE, mixture_model, photos
 
 import ddim_edit as de
+from ddim_edit.cli.film import _key_report  # pyright: ignore[reportPrivateUsage]
 from ddim_edit.errors import OutputError
 from ddim_edit.images import to_uint8
 from ddim_edit.morphing import Morph, plan_morph
@@ -74,13 +76,14 @@ def test_a_damaged_plan_counts_as_none_and_is_replaced(plan, tmp_path):
     assert set(files_in(folder.folder)) == {"plan.safetensors", "keys.safetensors"}
 
 
-def test_a_folder_of_somebody_else_is_left_alone(plan, tmp_path):
+@pytest.mark.parametrize("name", ["thesis.txt", "frame_000000.png.bak", "plan.safetensors2"])
+def test_a_folder_of_somebody_else_is_left_alone(plan, tmp_path, name):
     folder = Checkpoint(tmp_path / "work", "request")
     folder.folder.mkdir()
-    (folder.folder / "thesis.txt").write_text("years")
-    with pytest.raises(OutputError, match=r"holds thesis.txt, which is no part of a clip; move it away"):
+    (folder.folder / name).write_text("years")
+    with pytest.raises(OutputError, match=rf"holds {re.escape(name)}, which is no part of a clip; move it away"):
         folder.save(plan)
-    assert (folder.folder / "thesis.txt").read_text() == "years"
+    assert (folder.folder / name).read_text() == "years"
 
 
 def test_nothing_is_left_of_a_finished_clip(plan, tmp_path):
@@ -162,6 +165,11 @@ def test_other_settings_start_anew_and_other_wrappings_do_not(tmp_path, capsys, 
         done = run_cli(*base, *change, "--overwrite", capsys=capsys)
         assert done.code == 0
         assert ("going on with the plan" in done.stderr) is resumed
+    with monkeypatch.context() as patched:
+        patched.setattr("ddim_edit.rendering.write_image", interrupted)
+        run_cli(*base, "--overwrite", capsys=capsys)
+    save_photo(tmp_path / "a.png", seed=9)
+    assert "going on with the plan" not in run_cli(*base, "--overwrite", capsys=capsys).stderr
 
 
 def test_frames_of_any_size_keep_their_bits(tmp_path):
@@ -174,3 +182,15 @@ def test_frames_of_any_size_keep_their_bits(tmp_path):
     assert loaded is not None
     frames = [torch.stack(list(each.frames(model))) for each in (plan, loaded)]
     assert frames[0].equal(frames[1])
+
+
+def test_errors_of_keys_are_on_the_scale_0_to_1(plan):
+    class Half:
+        """Pictures that miss their photos by a quarter of the range."""
+
+        def picture(self, row: int) -> torch.Tensor:
+            return photo - 0.5
+
+    photo = torch.full((3, SIZE, SIZE), 0.25)
+    found = _key_report(replace(plan, photos=photo.expand(len(plan.latents), -1, -1, -1)), Half())
+    assert [key["max_error"] for key in found] == [0.25] * len(plan.latents)

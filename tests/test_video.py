@@ -369,6 +369,19 @@ def test_a_folder_that_cannot_be_replaced_is_kept(tmp_path, monkeypatch):
         assert [path.name for path in tmp_path.iterdir()] == ["clip"]
 
 
+def test_what_appears_in_the_folder_meanwhile_is_not_deleted(tmp_path):
+    out = tmp_path / "clip"
+    out.mkdir()
+
+    def frames():
+        yield torch.zeros(3, 8, 8)
+        (out / "thesis.txt").write_text("years")
+
+    with pytest.raises(OutputError, match="something other than frames"):
+        write_video(frames(), out)
+    assert (out / "thesis.txt").read_text() == "years"
+
+
 def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "frame_of_mind.png").touch()
