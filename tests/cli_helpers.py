@@ -1,6 +1,7 @@
 """Running the command line inside the test process, and the small models and photos that it runs on."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ class Outcome(NamedTuple):
     def said(self) -> str:
         """What stderr says, however its lines are wrapped."""
         return " ".join(self.stderr.split())
+
+
+Run = Callable[..., Outcome]
 
 
 def run_cli(*arguments: object, capsys: pytest.CaptureFixture[str]) -> Outcome:
@@ -56,3 +60,20 @@ def save_photo(path: Path, seed: int = 0, size: tuple[int, int] = (20, 24)) -> P
 def files_in(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its relative path; empty where there is no folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def runner(
+    folder: Path, photos: Sequence[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
+    """Runs commands that must succeed, on a tiny model, in a folder of these photos."""
+    monkeypatch.chdir(folder)
+    save_tiny_model(folder / "model")
+    for seed, path in enumerate(photos):
+        save_photo(folder / path, seed)
+
+    def run(*arguments: object) -> Outcome:
+        outcome = run_cli(*arguments, "--model", "model", capsys=capsys)
+        assert outcome.code == 0, outcome.stderr
+        return outcome
+
+    return run

@@ -1,19 +1,17 @@
 """`ddim-edit grid`: corners are what was given, edges are the paths between them, and every tile is accounted for."""
 
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import SIDE, Outcome, run_cli, save_photo, save_tiny_model
+from cli_helpers import SIDE, Run, run_cli, runner, save_photo
 from PIL import Image
 from pytest import CaptureFixture, MonkeyPatch  # noqa: PT013
 
 from ddim_edit.images import read_image, read_metadata, to_uint8
 
-Run = Callable[..., Outcome]
 ROWS, COLUMNS = 3, 4
 PHOTOS = [f"in/{name}.png" for name in "abcd"]
 BITS = ("--micro-batch", 4)  # whatever the batch, the same bits
@@ -22,18 +20,7 @@ EXPLICIT = ("--inverse", "explicit", "-n", 3)
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]) -> Run:
-    """Run a command that must succeed, on a tiny model in a folder of four photos."""
-    monkeypatch.chdir(tmp_path)
-    save_tiny_model(tmp_path / "model")
-    for seed, path in enumerate(PHOTOS):
-        save_photo(tmp_path / path, seed)
-
-    def go(*arguments: object) -> Outcome:
-        outcome = run_cli(*arguments, "--model", "model", capsys=capsys)
-        assert outcome.code == 0, outcome.stderr
-        return outcome
-
-    return go
+    return runner(tmp_path, PHOTOS, monkeypatch, capsys)
 
 
 def picture(path: str) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cli_helpers import LABELS, Outcome, run_cli, save_photo, save_tiny_model
+from cli_helpers import LABELS, Run, run_cli, runner, save_photo, save_tiny_model
 from PIL import Image
 from pytest import CaptureFixture, MonkeyPatch  # noqa: PT013
 
@@ -17,25 +17,13 @@ import ddim_edit as de
 from ddim_edit.images import read_metadata, to_uint8
 from ddim_edit.latents import Latents
 
-Run = Callable[..., Outcome]
 PHOTOS = [f"in/{name}.png" for name in "abc"]
 EXPLICIT = ("--inverse", "explicit", "-n", 3)
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: MonkeyPatch, capsys: CaptureFixture[str]) -> Run:
-    """Run a command that must succeed, on a tiny model in a folder of three photos."""
-    monkeypatch.chdir(tmp_path)
-    save_tiny_model(tmp_path / "model")
-    for seed, path in enumerate(PHOTOS):
-        save_photo(tmp_path / path, seed)
-
-    def go(*arguments: object) -> Outcome:
-        outcome = run_cli(*arguments, "--model", "model", capsys=capsys)
-        assert outcome.code == 0, outcome.stderr
-        return outcome
-
-    return go
+    return runner(tmp_path, PHOTOS, monkeypatch, capsys)
 
 
 def picture(path: str) -> np.ndarray:
