@@ -98,8 +98,8 @@ def compare_pairs(model: de.Model, photos: Tensor, pairs: int, middles: int, ste
     for name, values in found.items():
         print(f"{name}: mean {np.mean(values):.4f}, from {min(values):.4f} to {max(values):.4f}, {len(values)} pairs")
     mean = {name: float(np.mean(values)) for name, values in found.items()}
-    # A pilot of as many pictures as frames was to reach 1/10, and cannot where the picture moves unevenly between them.
     bars = {
+        "gini, pilot = frames, at most 1/10 of uniform": mean["gini, pilot = frames"] <= mean["gini, uniform"] / 10,
         "gini, settled, at most 1/10 of uniform": mean["gini, settled"] <= mean["gini, uniform"] / 10,
         "gini, pilot 9, at most 1/3 of uniform": mean["gini, pilot 9"] <= mean["gini, uniform"] / 3,
         "end step of every exact clip at most 2 medians": max(found["end step, exact"]) <= 2,
