@@ -242,7 +242,8 @@ def bisected(look: Look, distance: Distance, segments: int, bound: float, *, clo
         middles = seen([(a[0] + b[0]) / 2 for a, b in wide])
         found += [u for u, _ in middles]
         pairs = [half for (a, b), m in zip(wide, middles, strict=True) for half in ((a, m), (m, b))]
-    key, left = int(pairs[0][0][0]), max(distance(a[1], b[1]) for a, b in pairs)
+    left, ((u, _), _) = max(((distance(a[1], b[1]), (a, b)) for a, b in pairs), key=lambda found: found[0])
+    key = int(u)
     raise ConfigError(
         f"after {_MAX_HALVINGS} halvings between keys {key} and {key + 1} a step is still {left:.2g}, above "
         f"max_step={bound:g}; choose a larger one, or other keys if the picture jumps there"

@@ -77,3 +77,19 @@ def runner(
         return outcome
 
     return run
+
+
+def refusal(
+    folder: Path,
+    photos: Sequence[str],
+    arguments: Sequence[object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Outcome:
+    """What a command says that must stop before it loads a model, in a folder of these photos, and leave no trace."""
+    monkeypatch.chdir(folder)
+    for seed, path in enumerate(photos):
+        save_photo(folder / path, seed)
+    outcome = run_cli(*arguments, "--model", "nonesuch", capsys=capsys)
+    assert {path.name for path in folder.iterdir()} == {"in"}
+    return outcome

@@ -1,12 +1,11 @@
 """`ddim-edit grid`: corners are what was given, edges are the paths between them, and every tile is accounted for."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_helpers import SIDE, Run, run_cli, runner, save_photo
+from cli_helpers import SIDE, Run, refusal, runner
 from PIL import Image
 from pytest import CaptureFixture, MonkeyPatch  # noqa: PT013
 
@@ -126,10 +125,6 @@ def test_what_is_no_grid_is_refused_before_a_model_is_loaded(
     code: int,
     message: str,
 ):
-    monkeypatch.chdir(tmp_path)
-    for seed, path in enumerate(PHOTOS):
-        save_photo(tmp_path / path, seed)
-    refused = partial(run_cli, capsys=capsys)("grid", *arguments, "--model", "nonesuch")
-    assert refused.code == code
-    assert message in refused.said
-    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+    outcome = refusal(tmp_path, PHOTOS, ["grid", *arguments], monkeypatch, capsys)
+    assert outcome.code == code
+    assert message in outcome.said

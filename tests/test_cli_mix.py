@@ -3,13 +3,12 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cli_helpers import LABELS, Run, run_cli, runner, save_photo, save_tiny_model
+from cli_helpers import LABELS, Run, refusal, run_cli, runner, save_tiny_model
 from PIL import Image
 from pytest import CaptureFixture, MonkeyPatch  # noqa: PT013
 
@@ -161,13 +160,9 @@ def test_what_cannot_be_mixed_is_refused_before_a_model_is_loaded(
     code: int,
     message: str,
 ):
-    monkeypatch.chdir(tmp_path)
-    for seed, path in enumerate(PHOTOS):
-        save_photo(tmp_path / path, seed)
-    refused = partial(run_cli, capsys=capsys)("mix", *arguments, "--model", "nonesuch")
-    assert refused.code == code
-    assert message in refused.said
-    assert {path.name for path in tmp_path.iterdir()} == {"in"}
+    outcome = refusal(tmp_path, PHOTOS, ["mix", *arguments], monkeypatch, capsys)
+    assert outcome.code == code
+    assert message in outcome.said
 
 
 def test_recorded_noise_is_not_independent(run: Run, capsys: CaptureFixture[str]):

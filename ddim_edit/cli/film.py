@@ -57,7 +57,8 @@ class Film:
         from ddim_edit.video import write_video
 
         scale = self.scale or max(1, 256 // plan.latents.x.shape[-1])
-        report = _report(plan, checkpoint)
+        places = _places(plan)
+        report = _report(plan, checkpoint, places)
         about = run.picture_metadata(description)
         manifest = json.dumps({"format": 1, **json.loads(about["ddim_edit"]), **report}, indent=1) + "\n"
         title = " to ".join(plan.latents.names)
@@ -72,7 +73,7 @@ class Film:
             manifest=manifest,
         )
         if self.sheet:
-            self._write_sheet(plan, checkpoint, output, max(1, scale // 2))
+            self._write_sheet(plan, checkpoint, output, max(1, scale // 2), places)
         return report
 
     def _target(self, output: Path, *, chosen: bool) -> Path:
@@ -97,7 +98,9 @@ class Film:
         for row, frame in zip(plan.order, checkpoint.frames(plan), strict=True):
             yield captioned(enlarge(frame, scale), _caption(plan, row))
 
-    def _write_sheet(self, plan: "Morph", checkpoint: "Checkpoint", output: Path, scale: int) -> None:
+    def _write_sheet(
+        self, plan: "Morph", checkpoint: "Checkpoint", output: Path, scale: int, places: list[dict[str, Any]]
+    ) -> None:
         """A contact sheet of frames spread over the clip, and a JSON that says what each tile is."""
         from ddim_edit.files import write_text
         from ddim_edit.images import write_image
@@ -111,7 +114,7 @@ class Film:
         captions = [[f"{frame}: {_caption(plan, plan.order[frame])}" for frame, _ in row] for row in rows]
         picture, facts = self.extra(output)
         write_image(sheet(tiles, captions=captions, scale=scale), picture)
-        boxes, places = tile_boxes(tiles, captions=captions, scale=scale), _places(plan)
+        boxes = tile_boxes(tiles, captions=captions, scale=scale)
         listed = [
             {"row": i, "column": j, "box": boxes[i][j], "frame": frame, **places[plan.order[frame]]}
             for i, row in enumerate(rows)
@@ -150,12 +153,11 @@ def summary(report: dict[str, Any]) -> str:
     )
 
 
-def _report(plan: "Morph", checkpoint: "Checkpoint") -> dict[str, Any]:
+def _report(plan: "Morph", checkpoint: "Checkpoint", places: list[dict[str, Any]]) -> dict[str, Any]:
     """What the finished clip is: where each frame lies, how even its steps are, how its keys meet their photos."""
     from ddim_edit.pacing import Steps
 
     loop = plan.motion.loop != "none"
-    places = _places(plan)
     frames = [{"file": f"frame_{k:06d}.png", **places[row]} for k, row in enumerate(plan.order)]
     steps = Steps.of(checkpoint.frames(plan), loop=loop)
     return {

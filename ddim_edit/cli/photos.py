@@ -72,8 +72,8 @@ def encode(  # noqa: PLR0913
     model = fitted(choice.load(), [method.solver])
     recipe = method.recipe(model, grid, condition, randomness=randomness, until=until)
     if resume:
-        done = _done(source, found, targets, model, recipe, checked=check, trajectory_every=save_trajectory or 0)
-        found = [photo for photo in found if photo.name not in done]
+        before = _done(source, found, targets, model, recipe, checked=check, trajectory_every=save_trajectory or 0)
+        found = [photo for photo in found if photo.name not in before]
         prepare_output(*(targets[photo.name] for photo in found), overwrite=running.overwrite)
     record = run.Record(run.describe_run(ctx, model, recipe.grid))
     batches = source.batches(found, model)
