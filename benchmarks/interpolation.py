@@ -1,7 +1,7 @@
 """How even morphs are, beside the usual ways to make them, on the same latents and the same model.
 
     python benchmarks/interpolation.py PHOTO PHOTO PHOTO... --steps 20 --frames 60
-    python benchmarks/interpolation.py PHOTO... --limit 9 --pairs 6 --steps 10 --frames 33
+    python benchmarks/interpolation.py PHOTO... --limit 9 --pairs 6 --frames 33
 
 The first prints one table for one clip through all photos, where the usual ways are written out below: `slerp` with one
 dot product and a threshold, as in the helper of diffusers, at uniform alphas; `walk`, the same segment by segment with

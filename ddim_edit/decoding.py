@@ -11,7 +11,7 @@ from ddim_edit.denoiser import Denoiser, PredictionType
 from ddim_edit.errors import ConfigError, LatentsError
 from ddim_edit.grid import Grid
 from ddim_edit.inverse import Recorded
-from ddim_edit.latents import Latents, PhotoRecord
+from ddim_edit.latents import Latents, PhotoRecord, is_noise
 from ddim_edit.models.base import MicroBatched, Model
 from ddim_edit.noise import GivenNoise, SeededNoise, gaussian, seed_name
 from ddim_edit.ode import OnStep, integrate
@@ -182,12 +182,17 @@ def require_repeatable(model: Model, solver: Solver) -> None:
 def _reaching(grid: Grid, latents: Latents) -> Grid:
     """The grid from clean up to the level of the latents: partial encodings start below its top.
 
-    Whole ones may be decoded from a level a little lower as well, because noise is noise at both; pairs may not.
+    Whole ones may be decoded from a level a little lower as well, if that is noise too; pairs may not.
     """
     t = latents.level.t
     part = grid if grid.timesteps[-1] <= t else grid.until(t)
     if part.timesteps[-1] != t and not latents.whole:
         raise LatentsError(f"the latents are at t = {t:g}, which is no level of this grid; leave the grid as encoded")
+    if latents.whole and not is_noise(part[part.steps]):
+        raise LatentsError(
+            f"the latents are noise (t = {t:g}), and this grid begins at t = {part.timesteps[-1]:g}, where photos show "
+            "through; take more steps, or trailing spacing"
+        )
     if latents.memory and part.timesteps != latents.how.get("timesteps"):
         raise LatentsError("the latents are pairs, whose second half belongs to their grid; leave the grid as encoded")
     return part

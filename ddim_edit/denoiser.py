@@ -199,6 +199,9 @@ class Guided:
         )
 
 
+CLIPPING = ("clip_x0", "threshold")  # settings that name a MapX0 which gives one x0 for many
+
+
 @dataclass(frozen=True)
 class MapX0:
     """Apply a function to every predicted x0: clipping, thresholding, or anything of the user's own.

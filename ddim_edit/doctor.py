@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from ddim_edit.errors import DdimEditError
+from ddim_edit.errors import DdimEditError, first_line
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def _attempt(name: str, look: Callable[[], str], *, optional: bool = False) -> C
     try:
         return Check(name, True, look(), optional)
     except (DdimEditError, ImportError, RuntimeError, OSError) as error:
-        return Check(name, False, str(error).splitlines()[0], optional)
+        return Check(name, False, first_line(error), optional)
 
 
 def _torchvision() -> str:
@@ -54,8 +54,8 @@ def _torchvision() -> str:
     try:
         import torchvision  # pyright: ignore[reportMissingImports]
     except (ImportError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RuntimeError(f"broken ({reason}), which breaks diffusers too: pip uninstall torchvision") from error
+        remedy = "which breaks diffusers too: pip uninstall torchvision"
+        raise RuntimeError(f"broken ({first_line(error)}), {remedy}") from error
     return f"{torchvision.__version__}, works"
 
 

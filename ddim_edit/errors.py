@@ -4,6 +4,11 @@ The command line prints these without a traceback and exits with 1. Anything els
 """
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a library says, in one line; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 class DdimEditError(Exception):
     """Base of every error that ddim_edit raises on purpose."""
 

@@ -111,14 +111,14 @@ def evaluate_model(
     errors, terms = torch.cat(parts).unbind(2)
     if not torch.isfinite(errors).all():
         raise NumericsError(f"{model.name} predicts values that are not finite; try --dtype fp32")
-    is_high = even >= HIGH * T
+    is_high = even >= HIGH * T  # of even draws; their number differs from photo to photo, and their share of T does not
     first, rest = terms[:, draws + len(chosen)], terms[:, draws + len(chosen) + 1 :]
     bound = first + (rest / low_density(low, T)).mean(1) + prior_term(model.schedule, photos.double())
     return Evaluation(
         photos=len(photos),
         draws=draws,
         uniform=Estimate.of(errors[:, :draws].mean(1)),
-        high=Estimate.of((errors[:, :draws] * is_high).sum(1) / is_high.sum(1)),
+        high=Estimate.of((errors[:, :draws] * is_high).mean(1) * T / (T - math.ceil(HIGH * T))),
         levels={level: Estimate.of(errors[:, draws + k]) for k, level in enumerate(chosen)},
         bits_per_dim=Estimate.of(bound) if model.codec.name == "pixels" else None,
     )

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -94,6 +95,15 @@ def prepare_output(*paths: Path, overwrite: bool) -> None:
             probe.unlink()
         except OSError as error:
             raise OutputError(f"cannot write into {folder}: {error.strerror}; choose another --output") from error
+
+
+def as_counted(file: Path) -> tuple[list[tuple[bool, int, str]], str]:
+    """A key to sort files of a folder by as people count, `a2` before `a10`; the name decides between `a1` and `a01`.
+
+    Numbers come before letters.
+    """
+    parts = re.findall(r"(\d+)|(\D+)", file.stem.casefold())
+    return [(not digits, int(digits or 0), text) for digits, text in parts], file.name
 
 
 def unique_names(names: Sequence[str]) -> list[str]:

@@ -196,7 +196,7 @@ def _spread(schedule: NoiseSchedule, steps: int, spacing: str) -> Array:
         # A model with an offset of 1 has no timestep T: the last is clamped into the schedule.
         return np.minimum(np.arange(steps) * (T // steps) + schedule.steps_offset, T - 1)
     if spacing == "trailing":
-        return np.maximum(np.round(np.arange(T, 0, -T / steps)) - 1, 0)
+        return np.maximum(np.round(np.arange(T, 0, -T / steps)[:steps]) - 1, 0)
     if spacing == "linspace":
         return np.round(np.linspace(0, T - 1, steps))
     if spacing == "uniform":

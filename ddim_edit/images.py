@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ddim_edit.colour import to_rgb
 from ddim_edit.errors import ConfigError, ImageError, NumericsError
-from ddim_edit.files import atomic, unique_names
+from ddim_edit.files import as_counted, atomic, unique_names
 
 Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[Fit, ...] = get_args(Fit)
@@ -96,10 +96,10 @@ class Photo:
 def find_photos(arguments: Sequence[Path]) -> list[Photo]:
     """List the photos meant by files, folders and `.npz` archives, each under a name of its own.
 
-    A folder gives its image files by suffix, sorted, without hidden files and subfolders. An archive gives the rows of
-    `images`, uint8 (N, H, W, 3), as `<stem>_00000` and so on. Where a name repeats, in any case of letters, the later
-    ones get `-2`, `-3`, ... A file that is no image is listed and fails when it is read, so that one bad file among
-    thousands does not stop a run.
+    A folder gives its image files by suffix, as people count (`a2` before `a10`), without hidden files and subfolders.
+    An archive gives the rows of `images`, uint8 (N, H, W, 3), as `<stem>_00000` and so on. Where a name repeats, in any
+    case of letters, the later ones get `-2`, `-3`, ... A file that is no image is listed and fails when it is read, so
+    that one bad file among thousands does not stop a run.
 
     Raises:
         ImageError: a path does not exist, a folder has no images, or an archive is not as described.
@@ -215,7 +215,7 @@ def _opened(path: Path) -> Generator[Image.Image, None, None]:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             with Image.open(path, formats=formats) as image:
                 yield image
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # decoders meet damaged files with every kind of exception
         raise _explained(path, error) from error
@@ -300,8 +300,8 @@ def _padded(image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
 
 def _photos_at(path: Path) -> list[Photo]:
     if path.is_dir():
-        visible = sorted(file for file in path.iterdir() if not (file.name.startswith(".") or file.is_dir()))
-        photos = [Photo(file.stem, file) for file in visible if file.suffix.lower() in SUFFIXES]
+        visible = [file for file in path.iterdir() if not (file.name.startswith(".") or file.is_dir())]
+        photos = [Photo(file.stem, file) for file in sorted(visible, key=as_counted) if file.suffix.lower() in SUFFIXES]
         if not photos:
             raise ImageError(f"{path} has no image files (such as .jpg or .png); subfolders are not searched")
         return photos
@@ -319,7 +319,7 @@ def _npz_images(path: Path) -> NDArray[np.uint8]:
             if "images" not in archive:
                 raise ImageError(f"{path} has no array `images` (it has {', '.join(archive) or 'none'}); rename yours")
             images = archive["images"]
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:  # numpy, zipfile and zlib each have their own
         raise ImageError(f"{path} is no .npz of plain arrays; write it with numpy.savez(path, images=...)") from error

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal, Protocol, cast
 import torch
 from torch import Tensor
 
+from ddim_edit.denoiser import CLIPPING, Denoiser
 from ddim_edit.errors import ConfigError, InversionError
 from ddim_edit.grid import Grid
 from ddim_edit.noise import GivenNoise, SeededNoise, gaussian
@@ -39,16 +40,16 @@ class Inverse(ABC):
     def run(self, task: Task) -> Inverted:
         """Walk the photos to noise."""
 
-    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
+    def check(self, solver: Solver, grid: Grid, denoise: Denoiser) -> None:
         """Refuse, before any work, what this inverse cannot undo.
 
         Args:
             solver: the decoder's.
             grid: the levels.
-            cost: network forwards of one evaluation.
+            denoise: the decoder's.
 
         Raises:
-            InversionError: a random solver.
+            InversionError: a random solver, or photos that are clipped at every step.
             ConfigError: another solver or a budget that will not do; the message says what to use instead.
         """
         if not solver.deterministic:
@@ -82,18 +83,19 @@ class Explicit(Inverse):
         if self.at not in ("source", "target"):
             raise ConfigError(f"eps cannot be guessed at {self.at!r}; choose source or target")
 
-    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
+    def check(self, solver: Solver, grid: Grid, denoise: Denoiser) -> None:
         """`target` is the first iterate of solving a step."""
-        super().check(solver, grid, cost)
+        super().check(solver, grid, denoise)
         if self.at == "target" and solver.undone_by != "solving":
             raise ConfigError(f"solver {solver.name} has no guess at the target level; use the one at the source")
 
     def run(self, task: Task) -> Inverted:
         """One walk."""
-        solver = task.solver
-        if self.at == "target":
-            solver = Implicit(solver, torch.zeros(1).double(), limit=1, warm=False)
-        return Inverted(task.to_noise(torch.arange(len(task.x0)), solver))
+        rows = torch.arange(len(task.x0))
+        if self.at == "source":
+            return Inverted(task.to_noise(rows, task.solver))
+        found = task.to_noise(rows, Implicit(task.solver, torch.zeros(1).double(), limit=1, warm=False))
+        return Inverted(found._replace(state=replace(found.state, solved=())))  # what it says is of the y before
 
 
 @dataclass(frozen=True)
@@ -114,12 +116,14 @@ class Exact(Inverse):
         if self.goal is None and self.budget is None:
             raise ConfigError("an exact inverse with neither goal nor budget has no end; give it one of them")
 
-    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
-        """The solver's steps must need nothing but x, and the budget must suffice for one look at each."""
-        super().check(solver, grid, cost)
+    def check(self, solver: Solver, grid: Grid, denoise: Denoiser) -> None:
+        """The solver's steps must need nothing but x and keep all of it; the budget must do for one look at each."""
+        super().check(solver, grid, denoise)
         if solver.undone_by == "refining":
             raise ConfigError(f"steps of solver {solver.name} cannot be undone one by one; use --inverse refine")
-        require_budget(self.budget, solver, grid, cost * (1 if self.goal is None else 2))
+        if solver.undone_by == "solving" and (cut := [key for key in CLIPPING if key in denoise.settings]):
+            raise InversionError(f"{cut[0]} takes away what cannot be brought back; encode without it, or explicitly")
+        require_budget(self.budget, solver, grid, denoise.cost * (1 if self.goal is None else 2))
 
     def prepared(self, grid: Grid, solver: Solver) -> Grid:
         """Without stiff steps, where steps are solved; a pair needs no solving."""
@@ -156,10 +160,10 @@ class Refine(Inverse):
     budget: int | None = None
     name: ClassVar[str] = "refine"
 
-    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
+    def check(self, solver: Solver, grid: Grid, denoise: Denoiser) -> None:
         """The budget must suffice for going to noise and back once."""
-        super().check(solver, grid, cost)
-        require_budget(self.budget, solver, grid, 2 * cost)
+        super().check(solver, grid, denoise)
+        require_budget(self.budget, solver, grid, 2 * denoise.cost)
 
     def run(self, task: Task) -> Inverted:
         """Encode, decode, correct."""
@@ -177,7 +181,7 @@ class Recorded(Inverse):
     seed: int = 0
     name: ClassVar[str] = "recorded"
 
-    def check(self, solver: Solver, grid: Grid, cost: int) -> None:
+    def check(self, solver: Solver, grid: Grid, denoise: Denoiser) -> None:
         """There must be noise to record."""
         if solver.deterministic:
             raise ConfigError(f"{solver.settings} adds no noise that could be recorded; use --inverse exact, or an eta")

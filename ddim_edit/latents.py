@@ -8,7 +8,6 @@ byte. Only tensors are ever read; nothing is unpickled.
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ddim_edit.errors import LatentsError
-from ddim_edit.files import atomic
+from ddim_edit.files import as_counted, atomic
 from ddim_edit.metrics import LatentHealth, Quality
 from ddim_edit.schedule import Level
 
@@ -99,8 +98,11 @@ class PhotoRecord:
         quality = cast(dict[str, float | None] | None, record["quality"])
         inversion = cast(dict[str, Any] | None, record["inversion"])
         second = cast(dict[str, float] | None, record.get("second_health"))
+        name = str(record["name"])
+        if name != Path(name).name or name == "..":  # or a file from a stranger could say where pictures go
+            raise TypeError(f"the name {name!r} is no name of a file")
         return cls(
-            str(record["name"]),
+            name,
             cast(Mapping[str, object], record["source"]),
             cast(int, record["evaluations"]),
             LatentHealth(**health) if health else None,
@@ -151,7 +153,7 @@ class Latents:
     @property
     def whole(self) -> bool:
         """Whether x is noise all but for a trace of the photo, and was not encoded only part of the way."""
-        return self.level.signal <= NOISE_SNR * self.level.noise
+        return is_noise(self.level)
 
     @property
     def names(self) -> list[str]:
@@ -281,6 +283,11 @@ class Latents:
             raise LatentsError(f"{path}: its record is incomplete ({error!r}); encode the photos again") from error
 
 
+def is_noise(level: Level) -> bool:
+    """Whether only a trace of the photo is left at this level."""
+    return level.signal <= NOISE_SNR * level.noise
+
+
 def find_latents(arguments: Sequence[Path]) -> list[Path]:
     """List the latents files meant by files and folders; those of a folder as people count, `a2` before `a10`.
 
@@ -294,13 +301,7 @@ def _in_folder(folder: Path) -> list[Path]:
     found = [file for file in folder.glob("*.safetensors") if not file.name.startswith(".")]
     if not found:
         raise LatentsError(f"{folder} has no .safetensors files; subfolders are not searched")
-    return sorted(found, key=_as_counted)
-
-
-def _as_counted(file: Path) -> tuple[list[tuple[bool, int, str]], str]:
-    """Numbers in a name count as numbers and come before letters; the name itself decides between `a1` and `a01`."""
-    parts = re.findall(r"(\d+)|(\D+)", file.stem.casefold())
-    return [(not digits, int(digits or 0), text) for digits, text in parts], file.name
+    return sorted(found, key=as_counted)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Header]:

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ddim_edit.errors import ConfigError
 
-Stream = Literal["latent", "step", "evaluation", "training", "order"]
-_STREAMS: dict[Stream, int] = {"latent": 0, "step": 1, "evaluation": 2, "training": 3, "order": 4}
+Stream = Literal["latent", "step", "evaluation", "training", "order", "dropout"]
+_STREAMS: dict[Stream, int] = {"latent": 0, "step": 1, "evaluation": 2, "training": 3, "order": 4, "dropout": 5}
 
 
 def seed_name(seed: int) -> str:

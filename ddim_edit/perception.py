@@ -10,7 +10,29 @@ from ddim_edit.denoiser import Condition
 from ddim_edit.errors import ConfigError
 from ddim_edit.models.base import Model
 
-LEVEL = 0.05  # of the schedule: where the network's features are taken
+LEVEL = 0.05  # of the schedule: early enough that details count, late enough that networks look at more than noise
+
+
+def picture_features(model: Model, pixels: Tensor, condition: Condition | None) -> list[Tensor]:
+    """What the down blocks of a network make of pictures, shown as x_t without noise at t = 0.05 T.
+
+    Args:
+        model: of a family that gives its `features`.
+        pixels: (B, 3, H, W) in [-1, 1].
+        condition: of the model.
+
+    Returns:
+        (B, C', h', w') for every block, from fine to coarse.
+
+    Raises:
+        ConfigError: the network does not show its features.
+    """
+    if model.features is None:
+        raise ConfigError(f"{model.name} does not show its features; only a UNet2DModel does")
+    level = model.schedule.level(LEVEL * len(model.schedule))
+    x = level.signal * model.codec.encode(pixels.float().to(model.device))
+    with torch.no_grad():
+        return list(model.features(x, torch.full((len(x),), level.t, device=x.device), condition))
 
 
 @dataclass
@@ -47,12 +69,7 @@ class FeatureDistance:
         squares = [(x - y).square().sum(1).mean() for x, y in zip(first, second, strict=True)]
         return float(torch.stack(squares).mean().sqrt())
 
-    @torch.no_grad()
     def _features(self, picture: Tensor) -> list[Tensor]:
-        model, show = self.model, self.model.features
-        assert show is not None
-        level = model.schedule.level(LEVEL * len(model.schedule))
-        x = level.signal * model.codec.encode(picture[None].float().to(model.device))
         self.evaluations += 1
-        t = torch.full((1,), level.t, device=x.device)
-        return [normalize(value, dim=1) for value in show(x, t, self._condition)]
+        found = picture_features(self.model, picture[None], self._condition)
+        return [normalize(value, dim=1) for value in found]

@@ -38,10 +38,10 @@ class Recipe:
         """The recipe that will be followed: on the grid that its inverse wants, if it can be followed at all.
 
         Raises:
-            InversionError, ConfigError: a solver or a budget that the inverse cannot work with.
+            InversionError, ConfigError: a solver, a denoiser or a budget that the inverse cannot work with.
         """
         recipe = replace(self, grid=self.inverse.prepared(self.grid, self.solver))
-        self.inverse.check(recipe.solver, recipe.grid, self.denoiser.cost)
+        self.inverse.check(recipe.solver, recipe.grid, self.denoiser)
         return recipe
 
     def to_json(self) -> dict[str, object]:

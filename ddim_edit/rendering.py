@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from ddim_edit.errors import LatentsError, OutputError
 from ddim_edit.files import atomic
 from ddim_edit.grid import Grid
-from ddim_edit.images import to_tensor, write_image
+from ddim_edit.images import read_picture, write_image
 from ddim_edit.latents import Latents
 from ddim_edit.models.base import Model
 from ddim_edit.morphing import Morph
@@ -103,8 +101,7 @@ class Checkpoint:
 
     def picture(self, row: int) -> Tensor:
         """Read one finished picture (3, H, W), of this row of `plan.positions`."""
-        with Image.open(self._path(row)) as image:
-            return to_tensor(np.array(image))
+        return read_picture(self._path(row))
 
     def remove(self) -> None:
         """Delete the folder.

@@ -95,7 +95,7 @@ TABLE = {
     "latents": May("errors files schedule metrics", "torch", "safetensors"),
     # Verbs: no checkpoint family, no pictures on disk
     "task": May("errors grid denoiser solvers ode metrics", "torch"),
-    "inverse": May("errors grid noise ode solvers task", "torch"),
+    "inverse": May("errors grid denoiser noise ode solvers task", "torch"),
     "recipe": May("errors schedule grid denoiser solvers inverse models.base latents"),
     "decoding": May("errors grid denoiser noise inverse solvers solvers.base ode models.base latents recipe", "torch"),
     "inversion": May(
@@ -110,9 +110,7 @@ TABLE = {
     "perception": May("errors denoiser models.base", "torch"),
     "forecast": May("interpolation inverse models.base motion noise recipe solvers.recorder", "torch"),
     # Uses
-    "rendering": May(
-        "errors files grid ode images models.base latents motion morphing", "numpy torch PIL", "safetensors"
-    ),
+    "rendering": May("errors files grid ode images models.base latents motion morphing", "torch", "safetensors"),
     "batch": May("errors images task inversion decoding latents recipe models.base noise ode", "torch"),
     "datasets": May("errors images batch", "numpy torch"),
     "evaluation": May("errors denoiser models.base noise schedule variational", "torch"),
@@ -156,7 +154,7 @@ TABLE = {
     ),
     "experiments.charts": May("images plots sheets experiments.base experiments.store", "torch"),
     "experiments.attributes": May("", "torch"),
-    "experiments.features": May("errors models.base experiments.base", "numpy torch"),
+    "experiments.features": May("errors denoiser models.base perception experiments.base", "numpy torch"),
     **{
         f"experiments.{name}": May(f"{NUMERICS} {PATHS} {VERBS} {USES} plots {EXPERIMENTS}", "numpy torch")
         for name in ("reconstruct", "consistency", "eta_steps", "interpolate", "cycle", "trajectory")

@@ -145,6 +145,14 @@ class TestDecode:
         with pytest.raises(LatentsError, match="the latents are at t = 500, which is no level of this grid"):
             de.decode(model, latents, grid=grid.until(300))
 
+    @pytest.mark.parametrize("spacing", ["leading", "linspace", "quadratic"])
+    def test_noise_is_not_decoded_from_a_level_where_photos_show_through(self, spacing: str):
+        model, grid = mixture_model(), lambda n: de.Grid.build(mixture_model().schedule, n, spacing)
+        latents = encode(model, photos(2), grid=20, check=False)
+        with pytest.raises(LatentsError, match=r"the latents are noise \(t = .*\), and this grid begins at t = 0,"):
+            de.decode(model, latents, grid=grid(1))
+        assert de.decode(model, latents, grid=grid(6)).isfinite().all()
+
     def test_latents_of_another_shape(self):
         model = mixture_model()
         latents = replace(encoded(model), x=torch.zeros(2, 3, SIZE, 8))

@@ -36,6 +36,11 @@ def test_a_broken_torchvision_is_recognised(install):
     assert "pip uninstall torchvision" in found.detail
 
 
+def test_an_error_that_says_nothing_is_named_by_its_type(install):
+    install("torchvision", "raise RuntimeError")
+    assert check("torchvision").detail.startswith("broken (RuntimeError), which breaks diffusers too")
+
+
 def test_a_working_torchvision_is_no_problem(install):
     install("torchvision", "__version__ = '9.8.7'")
     found = check("torchvision")

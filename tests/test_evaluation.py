@@ -126,6 +126,15 @@ def test_the_same_seed_gives_the_same_figures_whatever_the_batch_size():
     assert other.uniform != runs[0].uniform
 
 
+@pytest.mark.parametrize("draws", [2, 5, 8])
+def test_the_error_at_high_noise_is_the_mean_over_those_timesteps(draws: int):
+    def network(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return 2.0 * ((t >= 400) & (t < 500))[:, None, None, None] + 0 * x
+
+    found = evaluate_model(Model.from_function(network, SCHEDULE, (3, 12, 12)), photos(96), draws=draws, timesteps=[9])
+    assert found.high.mean == pytest.approx((5 * 100 + 1 * 500) / 600, rel=0.02)  # eps has variance 1, and 2² more
+
+
 def test_the_interval_is_over_photos():
     values = torch.tensor([1.0, 2.0, 3.0, 6.0], dtype=torch.float64)
     estimate = Estimate.of(values)

@@ -153,9 +153,14 @@ class TestFeatures:
         with pytest.raises(ConfigError, match="31 reference photos; 32 or more"):
             Whitening.of(DRAW.normal(size=(31, 40)))
 
+    def test_photos_that_are_copies_of_a_few_are_refused(self):
+        few = DRAW.normal(size=(5, 40))
+        with pytest.raises(ConfigError, match="differ in 4 ways, and 16 are needed; give more different photos"):
+            Whitening.of(few[np.arange(40) % 5])
+
     def test_a_model_that_shows_no_features_is_refused(self, mixture_function_model):
         with pytest.raises(ConfigError, match="does not show its features"):
-            encoder_features(mixture_function_model, torch.zeros(1, 3, 12, 12))
+            encoder_features(mixture_function_model, torch.zeros(1, 3, 12, 12), None)
 
 
 @pytest.fixture
@@ -232,6 +237,17 @@ def test_the_best_is_the_lowest_or_the_highest_and_none_where_all_are_alike(bett
     toy = replace(TOY, measures=(Measure("error", "", "", better=better),))
     rows = toy_rows({("a", 1): [1, 1], ("b", 1): [other, other]})
     assert best_values(toy, results_of(toy, rows)) == best
+
+
+def test_what_the_others_are_compared_with_is_no_rival():
+    b = np.arange(6.0)
+    rows = toy_rows({("a", 1): b + 2, ("b", 1): b + 1, ("c", 1): b * 0})
+    toy = replace(TOY, measures=(Measure("error", "", "", better="lower"),))
+    assert best_values(toy, results_of(toy, rows)) == {(2, "error")}
+    toy = replace(toy, references=lambda rows: [{"method": "c", "steps": "1"}])
+    results = results_of(toy, rows)
+    assert best_values(toy, results) == {(1, "error")}
+    assert [(pair.first, pair.second) for pair in results.pairs] == [({"method": "a"}, {"method": "b"})]
 
 
 def test_the_table_of_pairs_names_the_methods_in_the_order_of_the_difference():

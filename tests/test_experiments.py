@@ -351,7 +351,11 @@ def test_samples_are_exported_from_a_folder_that_is_finished(conduct, done, tmp_
     shutil.copytree(done("eta-steps"), folder)
     flags = [word for word in QUICK["eta-steps"] if word not in ("--export", "3")]
     before = files_in(folder)
+    late = folder / "samples" / "eta-0_steps-1_4.parts"  # as of a run that was killed before it tidied up
     conduct("eta-steps", *flags, "--export", "4", "-o", folder)
+    late.mkdir()
+    conduct("eta-steps", *flags, "--export", "4", "-o", folder)
+    assert not late.exists()
     after = files_in(folder)
     assert {name for name in after if name not in before and not name.startswith("run")} == {
         f"samples/eta-{eta}_steps-{steps}_4.npz" for eta in (0, 1) for steps in (1, 2)

@@ -39,6 +39,11 @@ class TestSpacings:
         assert grid.steps == steps
         assert grid.spacing == spacing
 
+    @pytest.mark.parametrize("T", [100, 1000, 4000])
+    def test_trailing_has_no_step_more_than_asked_for(self, T: int):
+        for steps in range(1, T + 1, 1 + T // 1000):
+            assert Grid.build(schedule(num_train_timesteps=T), steps, "trailing").steps == steps
+
     def test_a_thousand_steps_with_an_offset_stay_inside_the_schedule(self):
         grid = Grid.build(schedule(steps_offset=1), 1000, "leading")
         assert grid.timesteps == list(range(1, 1000))

@@ -223,6 +223,7 @@ class TestExplicit:
         latents = encode(model, x, grid=grid, inverse=Explicit("target"))
         assert relative_rms(latents.x, y) < 1e-12
         assert [photo.evaluations for photo in latents.photos] == [grid.steps] * 2
+        assert [photo.inversion for photo in latents.photos] == [None] * 2  # a guess says nothing of what is left
 
     def test_the_one_at_the_source_is_the_papers(self):
         model, x = mixture_model(), photos(2).double()
@@ -292,6 +293,16 @@ class TestRefused:
             encode(model, photos(1), grid=5, solver=Ddim(eta=0.5), inverse=inverse)
         assert calls == []
 
+    @pytest.mark.parametrize("clipping", [{"clip_x0": 0.5}, {"threshold": 0.9}])
+    def test_clipping_of_what_is_solved(self, clipping: dict[str, float]):
+        model, calls = counted_model()
+        (name,) = clipping
+        with pytest.raises(InversionError, match=f"{name} takes away what cannot be brought back; encode without it"):
+            encode(model, photos(1), grid=5, denoiser=model.denoiser(**clipping))
+        assert calls == []
+        pair = encode(model, eight_bit(1), grid=5, denoiser=model.denoiser(**clipping), solver=SOLVERS["leapfrog"]())
+        assert pair.photos[0].quality is not None
+
     @pytest.mark.parametrize("name", REFINED)
     def test_steps_that_cannot_be_undone_one_by_one(self, name: str):
         assert f"{name} cannot be undone one by one; use --inverse refine" in self.refusal(Exact(), name)
@@ -341,7 +352,7 @@ class TestSettings:
     def test_the_default_is_exact_where_it_can_be(self, name: str):
         inverse = default_inverse(SOLVERS[name]())
         assert inverse == (Refine() if name in REFINED else Exact())
-        inverse.check(SOLVERS[name](), Grid.build(LINEAR, 5), 1)
+        inverse.check(SOLVERS[name](), Grid.build(LINEAR, 5), mixture_model().denoiser())
 
 
 def test_a_trajectory_of_an_exact_encode_is_that_of_the_attempt_that_was_kept():

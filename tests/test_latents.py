@@ -196,6 +196,11 @@ class TestRefusedFiles:
     def test_a_photo_record_that_lacks_a_field(self, saved: Path):
         self.refused(rewritten(saved, photos=[{"name": "cat"}]), "record is incomplete")
 
+    @pytest.mark.parametrize("name", ["../../escaped", "/tmp/escaped", "a/b", ".."])
+    def test_a_name_that_leads_elsewhere(self, saved: Path, name: str):
+        records = json.loads(PINNED)["photos"]
+        self.refused(rewritten(saved, photos=[{**records[0], "name": name}, *records[1:]]), "no name of a file")
+
     def test_fewer_photo_records_than_latents(self, saved: Path):
         one = json.loads(PINNED)["photos"][:1]
         self.refused(rewritten(saved, photos=one), "2 latents, but 1 photo records")

@@ -184,6 +184,10 @@ class TestDenoiser:
             assert thresholded.abs().max() == 1
             assert relative_rms(thresholded, clipped) > 0.1  # scaled back, and not only cut off
 
+    def test_eps_is_not_rederived_of_what_nothing_changes(self, plain: de.Model):
+        with pytest.raises(ConfigError, match="rederive_eps changes nothing without clip_x0 or threshold"):
+            plain.denoiser(rederive_eps=True)
+
     def test_rederived_eps_agrees_with_the_clipped_photo(self, plain: de.Model):
         level = plain.schedule.level(900)
         with torch.no_grad():

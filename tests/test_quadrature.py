@@ -84,7 +84,10 @@ class TestSteps:
         solver = Trapezoid(1e-11)
         for one, other, step in ((there, here, solver.toward_clean), (here, there, solver.toward_noise)):
             x = one.signal * mixture.photos(2) + one.noise * X
-            end = step(mixture, grid, 5, State.start(x))[0].x
+            state = step(mixture, grid, 5, State.start(x))[0]
+            end = state.x
+            assert [solved.residual.shape for solved in state.solved] == [(2,)]
+            assert float(state.solved[0].residual.max()) <= 1e-11
             ends = [(one, mixture(x, one).eps), (other, mixture(end, other).eps)]
             assert relative_rms(advance(x, one, other, ends), end) < 1e-10
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ddim_edit.datasets import PhotoSet
 from ddim_edit.errors import ConfigError
+from ddim_edit.noise import generator
 from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.training import TrainConfig, train
 from ddim_edit.training.config import PRECISIONS
@@ -138,6 +139,15 @@ def test_dropout_leaves_the_random_numbers_of_others_alone(photos: PhotoSet):
     torch.manual_seed(3)
     training.advance(1.0)
     assert torch.rand(1).equal(first)
+
+
+def test_what_is_dropped_is_independent_of_what_is_drawn(photos: PhotoSet):
+    training = begun(photos, dropout=0.5)
+    seeds: list[int] = []
+    with training._dropping(0):
+        seeds.append(torch.initial_seed())
+    assert seeds != [generator(training.config.seed, "training", 0).initial_seed()]
+    assert seeds == [generator(training.config.seed, "dropout", 0).initial_seed()]
 
 
 def drawn(photos: PhotoSet, **changes: Any) -> Batches:

@@ -125,8 +125,8 @@ class Results:
         return [found for found in self.summaries if setting.items() <= found.setting.items()]
 
 
-def nothing(results: Results) -> list[Any]:
-    """For an experiment without pictures, or without an animation."""
+def nothing(of: object) -> list[Any]:
+    """For an experiment without pictures, without references, or without an animation."""
     return []
 
 
@@ -145,6 +145,7 @@ class Experiment:
         sheets: the pictures.
         method: those of the settings whose values are rivals, compared image by image in `tested`.
         tested: the column on which they are compared.
+        references: the settings that the others are compared with, by the rows: they are not compared with themselves.
         published: a name and the figures of the paper by setting, printed beside ours.
         animate: writes an animation into the folder, and gives its path.
     """
@@ -159,6 +160,7 @@ class Experiment:
     sheets: Callable[[Results], Iterable[Sheet]] = nothing
     method: tuple[str, ...] = ()
     tested: str = ""
+    references: Callable[[Sequence[Mapping[str, str]]], list[Setting]] = nothing
     published: tuple[str, Callable[[Setting], float | None]] | None = None
     animate: Callable[[Results], list[Path]] = nothing
 

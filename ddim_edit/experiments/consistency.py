@@ -98,6 +98,15 @@ def _compared(targets: Tensor, apart: Tensor, found: Tensor) -> list[Mapping[str
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
+def _references(rows: Sequence[Mapping[str, str]]) -> list[Setting]:
+    """As in `units`: the first eta, which all rows begin with, at the most steps of each spacing."""
+    steps: dict[str, list[str]] = {}
+    for row in rows:
+        steps.setdefault(row["spacing"], []).append(row["steps"])
+    eta = rows[0]["eta"]
+    return [{"eta": eta, "spacing": spacing, "steps": max(found, key=int)} for spacing, found in steps.items()]
+
+
 def _charts(results: Results) -> Iterator[Chart]:
     yield Chart(
         "ratio_against_steps",
@@ -163,4 +172,5 @@ EXPERIMENT = Experiment(
     sheets=_sheets,
     method=("eta",),
     tested="distance",
+    references=_references,
 )

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from torch import Tensor
@@ -62,17 +63,18 @@ def units(
     seed_of = {seed_name(seed): seed for seed in plan.seeds}
     shown = list(seed_of)[:show]
     require_enough(len(photos))
+    condition = model.condition(cast(int | None, denoiser.settings.get("label")))
 
     @cache
     def whitening() -> Whitening:
-        return Whitening.of(np.concatenate([encoder_features(model, part) for part in photos.split(batch)]))
+        return Whitening.of(np.concatenate([encoder_features(model, part, condition) for part in photos.split(batch)]))
 
     def measure(cell: Cell, names: Sequence[str], on_step: OnStep) -> list[Mapping[str, Value]]:
         grid, solver = plan.grids[int(cell.setting["steps"])], plan.etas[cell.setting["eta"]]
         seeds = [seed_of[name] for name in names]
         found = sample(model, seeds, grid=grid, solver=solver, denoiser=denoiser, on_step=on_step).clamp(-1, 1)
         store.keep(cell.setting, {n: picture for n, picture in zip(names, found, strict=True) if n in shown})
-        features = whitening()(encoder_features(model, found))
+        features = whitening()(encoder_features(model, found, condition))
         rough, contrast = roughness(found), found.double().std((1, 2, 3))
         return [
             {"roughness": float(r), "contrast": float(c), **dict(zip(names_of(), map(float, row), strict=True))}
@@ -94,11 +96,13 @@ def export_samples(
     for cell in plan.cells:
         grid, solver = plan.grids[int(cell.setting["steps"])], plan.etas[cell.setting["eta"]]
         paths.append(folder / f"eta-{cell.setting['eta']}_steps-{cell.setting['steps']}_{count}.npz")
-        if paths[-1].exists():
+        unfinished = paths[-1].with_suffix(".parts")
+        if paths[-1].exists():  # and a run may have been killed before it tidied up
+            shutil.rmtree(unfinished, ignore_errors=True)
             continue
         parts: list[Path] = []
         for start in range(0, count, PART):
-            parts.append(paths[-1].with_suffix(".parts") / f"{start:07d}.npy")
+            parts.append(unfinished / f"{start:07d}.npy")
             if not parts[-1].exists():
                 seeds = range(start, min(start + PART, count))
                 made = [
@@ -113,7 +117,7 @@ def export_samples(
                     np.save(temporary, np.concatenate(made))
         with atomic(paths[-1]) as temporary:
             np.savez(temporary, arr_0=np.concatenate([np.load(part) for part in parts]))
-        shutil.rmtree(paths[-1].with_suffix(".parts"))
+        shutil.rmtree(unfinished)
     return paths
 
 
@@ -151,8 +155,8 @@ EXPERIMENT = Experiment(
         Measure(
             "feature_distance",
             "feature distance (not FID)",
-            "Frechet distance from the reference photos in whitened features of the model's own down blocks at t = 50; "
-            "without an interval, because resampling repeats samples, which raises such a distance",
+            "Frechet distance from the reference photos in whitened features of the model's own down blocks at "
+            "t = 0.05 T; without an interval, because resampling repeats samples, which raises such a distance",
             columns=tuple(names_of()),
             statistic=frechet_from_reference,
             better="lower",

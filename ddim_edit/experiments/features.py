@@ -12,34 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddim_edit.denoiser import Condition
 from ddim_edit.errors import ConfigError
 from ddim_edit.experiments.base import Array
 from ddim_edit.models.base import Model
+from ddim_edit.perception import picture_features
 
 COMPONENTS = 16
-TIMESTEP = 50.0  # early enough that details count, late enough that the network looks at more than noise
 
 
-def encoder_features(model: Model, pixels: Tensor) -> Array:
-    """Spatial means of the outputs of every down block, for pictures shown as x_t without noise at t = 50.
-
-    Args:
-        model: of a family that gives its `features`.
-        pixels: (B, 3, H, W) in [-1, 1].
-
-    Returns:
-        (B, D) float64.
-
-    Raises:
-        ConfigError: the network does not show its features.
-    """
-    if model.features is None:
-        raise ConfigError(f"{model.name} does not show its features, which are measured here; use a UNet2DModel")
-    level = model.schedule.level(min(TIMESTEP, len(model.schedule) - 1.0))
-    x = model.codec.encode(pixels.to(model.device)) * level.signal
-    t = torch.full((len(x),), level.t, device=model.device)
-    with torch.no_grad():
-        found = model.features(x, t, model.condition())
+def encoder_features(model: Model, pixels: Tensor, condition: Condition | None) -> Array:
+    """Spatial means of `perception.picture_features`: (B, D) float64."""
+    found = picture_features(model, pixels, condition)
     return torch.cat([values.double().mean((-2, -1)).cpu() for values in found], dim=1).numpy()
 
 
@@ -55,17 +39,22 @@ class Whitening:
         """Fit to the features (N, D) of reference photos.
 
         Raises:
-            ConfigError: fewer photos than twice the components.
+            ConfigError: fewer photos than twice the components, or photos that differ in fewer ways.
         """
         require_enough(len(features))
         mean = features.mean(0)
         _, sizes, directions = np.linalg.svd(features - mean, full_matrices=False)
-        kept = min(COMPONENTS, int((sizes > sizes[0] * 1e-9).sum()))
-        signs = np.sign(directions[np.arange(kept), np.abs(directions[:kept]).argmax(1)])  # svd leaves them open
-        return cls(mean, (signs * np.sqrt(len(features) - 1) / sizes[:kept])[:, None] * directions[:kept])
+        if (ways := int((sizes > sizes[0] * 1e-9).sum())) < COMPONENTS:
+            raise ConfigError(
+                f"features of the reference photos differ in {ways} ways, and {COMPONENTS} are needed; give more "
+                "different photos, or a larger network"
+            )
+        sizes, directions = sizes[:COMPONENTS], directions[:COMPONENTS]
+        signs = np.sign(directions[np.arange(COMPONENTS), np.abs(directions).argmax(1)])  # svd leaves them open
+        return cls(mean, (signs * np.sqrt(len(features) - 1) / sizes)[:, None] * directions)
 
     def __call__(self, features: Array) -> Array:
-        """(N, D) -> (N, K)."""
+        """(N, D) -> (N, COMPONENTS)."""
         return (features - self.mean) @ self.components.T
 
 

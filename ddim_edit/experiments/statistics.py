@@ -98,11 +98,14 @@ def compare_methods(experiment: Experiment, rows: Sequence[Row]) -> list[Pair]:
     """Every two methods, image by image, wherever the rest of the setting is the same.
 
     Mean difference (first minus second) with its interval, and Wilcoxon's signed-rank test, corrected after Holm for
-    all pairs of the experiment.
+    all pairs of the experiment. Rows of what the others are compared with are left out.
     """
     context = [name for name in experiment.settings if name not in experiment.method]
     found: dict[tuple[str, ...], dict[tuple[str, ...], dict[str, float]]] = {}
+    own = experiment.references(rows)
     for row in rows if experiment.method else ():
+        if {name: row[name] for name in experiment.settings} in own:
+            continue
         place, method = (tuple(row[name] for name in names) for names in (context, experiment.method))
         found.setdefault(place, {}).setdefault(method, {})[row["image"]] = float(row[experiment.tested])
     pairs: list[Pair] = []

@@ -91,12 +91,13 @@ def table_tex(experiment: Experiment, results: Results) -> str:
 
 
 def best_values(experiment: Experiment, results: Results) -> set[tuple[int, str]]:
-    """(number of the summary, measure) of the best of rival methods, wherever they differ."""
+    """(number of the summary, measure) of the best of rival methods, wherever they differ; references are no rivals."""
     best: set[tuple[int, str]] = set()
+    own = experiment.references(results.rows)
     for measure in experiment.measures if experiment.method else ():
         blocks: dict[tuple[str, ...], list[tuple[float, int]]] = {}
         for number, found in enumerate(results.summaries):
-            if measure.better and not math.isnan(found.found[measure.name].value):
+            if measure.better and found.setting not in own and not math.isnan(found.found[measure.name].value):
                 sign = 1 if measure.better == "lower" else -1
                 place = tuple(found.setting[name] for name in _context(experiment))
                 blocks.setdefault(place, []).append((sign * found.found[measure.name].value, number))

@@ -251,8 +251,11 @@ class Model:
             rederive_eps: after clipping, make the noise agree with the clipped photo.
 
         Raises:
-            ConfigError: guidance on a model without a null class, or the errors of `condition` and `MapX0`.
+            ConfigError: guidance on a model without a null class, `rederive_eps` without clipping, or the errors of
+                `condition` and `MapX0`.
         """
+        if rederive_eps and clip_x0 is None and threshold is None:
+            raise ConfigError("rederive_eps changes nothing without clip_x0 or threshold; add one, or leave it out")
         denoise: Denoiser = NetworkDenoiser(self.network, self.prediction, self.condition(label))
         if guidance != 1:
             if self.labels is None or self.labels.null is None or label is None:

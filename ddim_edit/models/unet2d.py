@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ddim_edit.denoiser import Condition, Network, PredictionType
-from ddim_edit.errors import ModelError
+from ddim_edit.errors import ModelError, first_line
 from ddim_edit.models.base import Labels, Model, weights_hash
 from ddim_edit.models.previous import X_PREV, FromPrevious
 from ddim_edit.schedule import NoiseSchedule
@@ -199,8 +199,7 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
             "ask its author for safetensors"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ModelError(f"{path} cannot be read ({reason}); fetch the file again") from error
+        raise ModelError(f"{path} cannot be read ({first_line(error)}); fetch the file again") from error
     if not isinstance(weights, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
     ):

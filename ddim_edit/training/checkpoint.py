@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from ddim_edit.errors import ModelError
+from ddim_edit.errors import ModelError, first_line
 from ddim_edit.files import write_bytes, write_text
 from ddim_edit.training.network import Origin
 
@@ -48,8 +48,7 @@ def load_state(run: Path) -> dict[str, Any] | None:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ModelError(f"{path} cannot be read ({reason}); delete it to begin the run anew") from error
+        raise ModelError(f"{path} cannot be read ({first_line(error)}); delete it to begin the run anew") from error
     if not isinstance(found, dict) or not {"config", "photos", "network", "step"} <= found.keys():
         raise ModelError(f"{path} is no state of a run; move it away to begin one")
     return cast(dict[str, Any], found)

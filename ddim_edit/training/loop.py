@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddim_edit.datasets import NO_CLASS, PhotoSet, read_photo_set
-from ddim_edit.errors import ConfigError, MissingExtraError, NumericsError, OutputError
+from ddim_edit.errors import ConfigError, MissingExtraError, NumericsError, OutputError, first_line
 from ddim_edit.files import prepare_output, remove_leftovers
 from ddim_edit.models import Model, load_model
 from ddim_edit.training import checkpoint
@@ -306,8 +306,9 @@ def _accelerator(config: TrainConfig, device: str) -> "Accelerator":
     except ValueError as error:
         if "already been initialized" in str(error):
             raise ConfigError("this process has trained with another precision before; start a new one") from error
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"precision {config.precision} cannot be used here ({reason}); choose fp32") from error
+        raise ConfigError(
+            f"precision {config.precision} cannot be used here ({first_line(error)}); choose fp32"
+        ) from error
 
 
 def _read(photos: str | Path | PhotoSet, config: TrainConfig, table: str | Path | None) -> PhotoSet:

@@ -177,7 +177,7 @@ class Training:
             return
         device = self.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(generator(self.config.seed, "training", self._number(part)).initial_seed())
+            torch.manual_seed(generator(self.config.seed, "dropout", self._number(part)).initial_seed())
             yield
 
     def _backward(self, batch: Batch) -> Tensor:
