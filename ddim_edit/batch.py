@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddim_edit.decoding import decode
-from ddim_edit.errors import ImageError, LatentsError
+from ddim_edit.errors import ImageError, LatentsError, NumericsError
 from ddim_edit.images import Fit, Photo
 from ddim_edit.inversion import round_trip
 from ddim_edit.latents import Latents, PhotoRecord
@@ -24,17 +24,21 @@ from ddim_edit.task import Restored
 
 @dataclass(frozen=True)
 class Failure:
-    """A photo that could not be read, and why."""
+    """A photo that could not be read or encoded, and why."""
 
     source: str
     error: str
 
 
 class PhotoBatch(NamedTuple):
-    """Photos that were read: what they are called and came from, and their pixels (B, 3, H, W) in [-1, 1]."""
+    """Photos that were read: what is known of them, and their pixels (B, 3, H, W) in [-1, 1]."""
 
     records: list[PhotoRecord]
     pixels: Tensor
+
+    def split(self) -> "list[PhotoBatch]":
+        """Each of them by itself."""
+        return [PhotoBatch([record], pixels[None]) for record, pixels in zip(*self, strict=True)]
 
 
 def record_of(photo: Photo, fit: Fit) -> PhotoRecord:
@@ -123,13 +127,35 @@ def encode_photos(
     trajectory_every: int = 0,
     check: bool = True,
     on_step: OnStep | None = None,
+    failures: list[Failure] | None = None,
 ) -> Iterator[Encoded]:
-    """Encode photos batch by batch, with names and sources in their latents. Arguments as `inversion.encode`."""
+    """Encode photos batch by batch, with names and sources in their latents.
+
+    Arguments as `inversion.encode`, and `failures`, a list to which photos are added that alone give values that are
+    not finite, as some do in half precision. Without it they end the run.
+    """
     for batch in batches:
         started = time.perf_counter()
-        latents, restored = round_trip(
-            model, batch.pixels, recipe, trajectory_every=trajectory_every, check=check, on_step=on_step
-        )
+        try:
+            latents, restored = round_trip(
+                model, batch.pixels, recipe, trajectory_every=trajectory_every, check=check, on_step=on_step
+            )
+        except NumericsError as error:
+            if failures is None:
+                raise
+            if len(batch.records) == 1:
+                failures.append(Failure(batch.records[0].name, f"{batch.records[0].name}: {error}"))
+                continue
+            yield from encode_photos(
+                model,
+                batch.split(),
+                recipe,
+                trajectory_every=trajectory_every,
+                check=check,
+                on_step=on_step,
+                failures=failures,
+            )
+            continue
         photos = tuple(
             replace(found, name=given.name, source=given.source)
             for found, given in zip(latents.photos, batch.records, strict=True)
@@ -155,10 +181,15 @@ class RoundTrip:
 
 
 def roundtrip_photos(
-    model: Model, batches: Iterable[PhotoBatch], recipe: Recipe, *, on_step: OnStep | None = None
+    model: Model,
+    batches: Iterable[PhotoBatch],
+    recipe: Recipe,
+    *,
+    on_step: OnStep | None = None,
+    failures: list[Failure] | None = None,
 ) -> Iterator[RoundTrip]:
-    """Encode photos and decode them again, batch by batch."""
-    for encoded in encode_photos(model, batches, recipe, on_step=on_step):
+    """Encode photos and decode them again, batch by batch. Arguments as `encode_photos`."""
+    for encoded in encode_photos(model, batches, recipe, on_step=on_step, failures=failures):
         assert encoded.restored is not None
         seconds = encoded.seconds / len(encoded.latents)
         for photo, picture, cost in zip(encoded.latents.photos, *encoded.restored, strict=True):

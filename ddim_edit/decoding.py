@@ -11,13 +11,15 @@ from ddim_edit.denoiser import Denoiser, PredictionType
 from ddim_edit.errors import ConfigError, LatentsError
 from ddim_edit.grid import Grid
 from ddim_edit.inverse import Recorded
-from ddim_edit.latents import Latents, PhotoRecord, is_noise
+from ddim_edit.latents import Latents, PhotoRecord
 from ddim_edit.models.base import MicroBatched, Model
 from ddim_edit.noise import GivenNoise, SeededNoise, gaussian, seed_name
 from ddim_edit.ode import OnStep, integrate
 from ddim_edit.recipe import Recipe
 from ddim_edit.solvers import Ddim, Lattice, Solver, State
 from ddim_edit.solvers.base import StepNoise
+
+SHOWS = 0.5  # signal / noise above which a photo shows through its noise
 
 
 def decode(
@@ -111,8 +113,9 @@ def sample(
     if isinstance(start, Tensor):
         x = start
     else:
-        x = gaussian(start, model.shape)
-        noise = noise or SeededNoise(tuple(start))
+        seeds = [int(seed) for seed in start]
+        x = gaussian(seeds, model.shape)
+        noise = noise or SeededNoise(tuple(seeds))
     recipe = Recipe(Grid.of(model.schedule, grid), solver, denoiser or model.denoiser())
     state = State.start(x.to(model.device), noise)
     _require_start(model, recipe, state)
@@ -182,15 +185,16 @@ def require_repeatable(model: Model, solver: Solver) -> None:
 def _reaching(grid: Grid, latents: Latents) -> Grid:
     """The grid from clean up to the level of the latents: partial encodings start below its top.
 
-    Whole ones may be decoded from a level a little lower as well, if that is noise too; pairs may not.
+    Whole ones may be decoded from a lower level as well, as long as that is mostly noise; pairs may not.
     """
     t = latents.level.t
     part = grid if grid.timesteps[-1] <= t else grid.until(t)
     if part.timesteps[-1] != t and not latents.whole:
         raise LatentsError(f"the latents are at t = {t:g}, which is no level of this grid; leave the grid as encoded")
-    if latents.whole and not is_noise(part[part.steps]):
+    top = part[part.steps]
+    if latents.whole and top.signal > SHOWS * top.noise:
         raise LatentsError(
-            f"the latents are noise (t = {t:g}), and this grid begins at t = {part.timesteps[-1]:g}, where photos show "
+            f"the latents are noise (t = {t:g}), and this grid begins at t = {top.t:g}, where photos show "
             "through; take more steps, or trailing spacing"
         )
     if latents.memory and part.timesteps != latents.how.get("timesteps"):

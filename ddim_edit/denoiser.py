@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ddim_edit.errors import ConfigError
+from ddim_edit.errors import ConfigError, ModelError
 from ddim_edit.schedule import Level
 
 
@@ -146,10 +146,18 @@ def interpret(
         out: (B, C, h, w), or (B, 2 C, h, w) with a learned sigma.
         signal: of the level, or of each row (B, 1, 1, 1).
         noise: likewise.
+
+    Raises:
+        ModelError: `out` has another shape.
     """
     variance = None
-    if out.shape[1] == 2 * x.shape[1]:
+    if out.ndim == x.ndim and out.shape[1] == 2 * x.shape[1]:
         out, variance = out.chunk(2, dim=1)
+    if out.shape != x.shape:  # which broadcasting would hide
+        raise ModelError(
+            f"the network answers {tuple(x.shape)} with {tuple(out.shape)}; it must give the same shape, or twice the "
+            "channels with a learned sigma"
+        )
     if prediction is PredictionType.EPSILON:
         return Prediction((x - noise * out) / signal, out, variance)
     if prediction is PredictionType.SAMPLE:

@@ -1,6 +1,7 @@
 """The errors that users meet. Each message names the value, the rule it breaks and the remedy, in one line.
 
-The command line prints these without a traceback and exits with 1. Anything else that escapes is a bug of ours.
+The command line prints these without a traceback and exits with 1, or with 2 for a setting that cannot
+work. Anything else that escapes is a bug of ours.
 """
 
 

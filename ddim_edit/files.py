@@ -1,6 +1,7 @@
 """Writing files so that a crash, a full disk or Ctrl-C never leaves half of one: temporary name, then rename."""
 
 import errno
+import glob
 import os
 import re
 from collections.abc import Generator, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from ddim_edit.errors import OutputError
 
 # Of system errors that name no file, those that writing meets; a lost connection, say, is not one of them.
+_STEM_BYTES = 180  # of a temporary name; 255 is what most file systems take, with the rest of it
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 
@@ -22,7 +24,7 @@ def atomic(path: Path) -> Generator[Path]:
     Raises:
         OutputError: the folder cannot be written to, or the disk is full. Other errors of the block pass unchanged.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{_short(path.stem)}.{os.getpid()}.tmp{path.suffix}")
     with writing(path, temporary):
         try:
             yield temporary
@@ -53,6 +55,11 @@ def writing(path: Path, temporary: Path) -> Generator[None]:
                 folder.rmdir()
 
 
+def _short(stem: str) -> str:
+    """So much of a name that a temporary one is never too long where the name itself is not."""
+    return stem.encode()[:_STEM_BYTES].decode(errors="ignore")
+
+
 def _concerns(error: OSError, *places: Path) -> bool:
     if not isinstance(error.filename, str | bytes):
         return error.errno in _DISK_ERRORS
@@ -62,7 +69,7 @@ def _concerns(error: OSError, *places: Path) -> bool:
 
 def remove_leftovers(path: Path) -> None:
     """Delete what killed programs left of this file while they wrote it; no other program may be writing it now."""
-    for leftover in path.parent.glob(f".{path.stem}.*.tmp{path.suffix}"):
+    for leftover in path.parent.glob(f".{glob.escape(_short(path.stem))}.*.tmp{path.suffix}"):
         leftover.unlink(missing_ok=True)
 
 

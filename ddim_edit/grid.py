@@ -6,6 +6,7 @@ repeat a timestep (quadratic, at its clean end) lose the repeat: `grid.steps` is
 
 import itertools
 import math
+import operator
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -82,11 +83,23 @@ class Grid(Sequence[Level]):
         return cls.from_timesteps(schedule, timesteps, text)
 
     @classmethod
-    def of(cls, schedule: NoiseSchedule, grid: "Grid | int | str") -> "Grid":
-        """A grid as it is, a number of steps in the model's own spacing, or a respacing text like `ddim50`."""
+    def of(cls, schedule: NoiseSchedule, grid: "Grid | int | str", spacing: Spacing | None = None) -> "Grid":
+        """A grid as it is, a number of steps in this spacing (None: the model's own), or a text like `ddim50`.
+
+        Raises:
+            ConfigError: it is none of these, or no such grid exists.
+        """
         if isinstance(grid, Grid):
             return grid
-        return cls.build(schedule, grid) if isinstance(grid, int) else cls.respaced(schedule, grid)
+        if isinstance(grid, str):
+            return cls.respaced(schedule, grid)
+        try:
+            steps = operator.index(grid)
+        except TypeError:
+            raise ConfigError(
+                f"{grid!r} is no grid; give a number of steps, a text like ddim50, or Grid.from_timesteps(...)"
+            ) from None
+        return cls.build(schedule, steps, spacing)
 
     @classmethod
     def from_timesteps(cls, schedule: NoiseSchedule, timesteps: Sequence[float], spacing: str = "given") -> "Grid":

@@ -93,8 +93,8 @@ class Photo:
             raise ImageError(f"{self.path} cannot be read: {error.strerror}; check the path") from error
 
 
-def find_photos(arguments: Sequence[Path]) -> list[Photo]:
-    """List the photos meant by files, folders and `.npz` archives, each under a name of its own.
+def find_photos(arguments: str | Path | Sequence[str | Path]) -> list[Photo]:
+    """List the photos meant by a file, folder or `.npz` archive, or by several, each under a name of its own.
 
     A folder gives its image files by suffix, as people count (`a2` before `a10`), without hidden files and subfolders.
     An archive gives the rows of `images`, uint8 (N, H, W, 3), as `<stem>_00000` and so on. Where a name repeats, in any
@@ -104,7 +104,8 @@ def find_photos(arguments: Sequence[Path]) -> list[Photo]:
     Raises:
         ImageError: a path does not exist, a folder has no images, or an archive is not as described.
     """
-    found = [photo for path in arguments for photo in _photos_at(path)]
+    given = [arguments] if isinstance(arguments, str | Path) else arguments
+    found = [photo for path in given for photo in _photos_at(Path(path))]
     names = unique_names([photo.name for photo in found])
     return [Photo(name, p.path, p.row, p.pixels) for name, p in zip(names, found, strict=True)]
 
@@ -123,9 +124,11 @@ def read_image(path: str | Path, size: tuple[int, int], fit: Fit = "crop", *, ma
 
     Raises:
         ImageError: the file is missing, no photo, damaged, animated, too small, too large or of an odd kind.
-        ConfigError: `fit` is none of the three.
+        ConfigError: `fit` is none of the three, or there is no such size.
     """
     path = Path(path)
+    if min(size) < 1:
+        raise ConfigError(f"size {size[0]} x {size[1]} has no pixels; give (height, width)")
     with _opened(path) as image:
         _check_header(path, image, max_pixels)
         image.load()
@@ -312,13 +315,17 @@ def _photos_at(path: Path) -> list[Photo]:
     return [Photo(path.stem, path)]
 
 
+_ARRAYS = ("images", "arr_0")  # ours, and what `sample` and OpenAI's tools write
+
+
 def _npz_images(path: Path) -> NDArray[np.uint8]:
     try:
         # Without pickle, or an archive from a stranger could run code.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if "images" not in archive:
+            name = next((name for name in _ARRAYS if name in archive), None)
+            if name is None:
                 raise ImageError(f"{path} has no array `images` (it has {', '.join(archive) or 'none'}); rename yours")
-            images = archive["images"]
+            images = archive[name]
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # numpy, zipfile and zlib each have their own

@@ -67,8 +67,9 @@ def encode(  # noqa: PLR0913
         InversionError: a random solver with an inverse that records no noise.
         NumericsError: values that are not finite.
     """
-    levels = default_grid(model.schedule, grid) if isinstance(grid, int) else Grid.of(model.schedule, grid)
-    recipe = Recipe(levels, solver, denoiser or model.denoiser(), inverse or default_inverse(solver))
+    recipe = Recipe(
+        Grid.of(model.schedule, grid, SPACING), solver, denoiser or model.denoiser(), inverse or default_inverse(solver)
+    )
     return round_trip(model, pixels, recipe, trajectory_every=trajectory_every, check=check, on_step=on_step)[0]
 
 
@@ -182,8 +183,10 @@ def named_advice(latents: Latents) -> list[str]:
     ]
 
 
-def _check_pixels(model: Model, pixels: Tensor) -> None:
+def _check_pixels(model: Model, pixels: object) -> None:
     height, width = model.image_size
+    if not isinstance(pixels, Tensor):
+        raise ConfigError(f"pixels are a {type(pixels).__name__}; give a tensor (images.to_tensor makes one)")
     if pixels.ndim != 4 or pixels.shape[1:] != (3, height, width) or len(pixels) == 0:
         raise ConfigError(
             f"pixels are {tuple(pixels.shape)}, but {model.name} takes (B, 3, {height}, {width}); resize them"

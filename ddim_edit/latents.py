@@ -153,7 +153,7 @@ class Latents:
     @property
     def whole(self) -> bool:
         """Whether x is noise all but for a trace of the photo, and was not encoded only part of the way."""
-        return is_noise(self.level)
+        return self.level.signal <= NOISE_SNR * self.level.noise
 
     @property
     def names(self) -> list[str]:
@@ -165,6 +165,12 @@ class Latents:
         """The name of the solver that they were encoded with; empty where nothing says so."""
         found = self.how.get("solver")
         return str(cast(Mapping[str, object], found).get("name", "")) if isinstance(found, Mapping) else ""
+
+    def named(self, stem: str) -> "Latents":
+        """The same with a name for photos that have none: that of their file, and their row where there are several."""
+        names = [stem] if len(self) == 1 else [f"{stem}_{row:05d}" for row in range(len(self))]
+        records = [replace(record, name=record.name or name) for record, name in zip(self.photos, names, strict=True)]
+        return replace(self, photos=tuple(records))
 
     def select(self, rows: Sequence[int]) -> "Latents":
         """The latents of these photos, in this order."""
@@ -223,9 +229,10 @@ class Latents:
             values = "; ".join(
                 f"{key}: {_short(self.space.get(key))} here, {_short(space.get(key))} there" for key in fields
             )
-            raise LatentsError(
-                f"these latents and {of} differ in {values}; use the model that encoded them, or force it"
-            )
+            remedy = "use the model that encoded them, or force it"
+            if fields == ["shape"]:  # of latents that are pixels
+                remedy = f"use one size, as with --size {'x'.join(map(str, self.x.shape[2:]))}"
+            raise LatentsError(f"these latents and {of} differ in {values}; {remedy}")
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all.
@@ -283,17 +290,14 @@ class Latents:
             raise LatentsError(f"{path}: its record is incomplete ({error!r}); encode the photos again") from error
 
 
-def is_noise(level: Level) -> bool:
-    """Whether only a trace of the photo is left at this level."""
-    return level.signal <= NOISE_SNR * level.noise
-
-
 def find_latents(arguments: Sequence[Path]) -> list[Path]:
     """List the latents files meant by files and folders; those of a folder as people count, `a2` before `a10`.
 
     Raises:
-        LatentsError: a folder has none.
+        LatentsError: a folder has none, or there is no such place.
     """
+    if missing := [path for path in arguments if not path.exists()]:
+        raise LatentsError(f"{missing[0]} does not exist; give a .safetensors file that encode wrote")
     return [file for path in arguments for file in (_in_folder(path) if path.is_dir() else [path])]
 
 

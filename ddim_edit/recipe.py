@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
+import numpy as np
+
 from ddim_edit.denoiser import Denoiser
 from ddim_edit.errors import LatentsError
 from ddim_edit.grid import Grid
@@ -96,10 +98,13 @@ class Recipe:
 
 
 def _other_grid(how: Mapping[str, object], model: Model, grid: Grid | int | str) -> Grid:
-    if not isinstance(grid, int):
-        return Grid.of(model.schedule, grid)
-    own = how.get("spacing")
-    return Grid.build(model.schedule, grid, own if own in SPACINGS else SPACING)
+    spacing = how.get("spacing")
+    if isinstance(grid, Grid | str) or spacing in SPACINGS:
+        return Grid.of(model.schedule, grid, spacing if spacing in SPACINGS else None)
+    own = _restored(how, "timesteps", lambda value: np.asarray(value, dtype=np.float64))
+    along = np.linspace(len(own) - 1, 0, grid)[::-1]  # a single step is the last of theirs
+    timesteps = np.interp(along, np.arange(len(own)), own).round()
+    return Grid.from_timesteps(model.schedule, timesteps.tolist(), str(spacing))
 
 
 def _restored(how: Mapping[str, object], key: str, make: Callable[[object], T]) -> T:

@@ -96,7 +96,7 @@ TABLE = {
     # Verbs: no checkpoint family, no pictures on disk
     "task": May("errors grid denoiser solvers ode metrics", "torch"),
     "inverse": May("errors grid denoiser noise ode solvers task", "torch"),
-    "recipe": May("errors schedule grid denoiser solvers inverse models.base latents"),
+    "recipe": May("errors schedule grid denoiser solvers inverse models.base latents", "numpy"),
     "decoding": May("errors grid denoiser noise inverse solvers solvers.base ode models.base latents recipe", "torch"),
     "inversion": May(
         "errors schedule grid denoiser solvers ode metrics task inverse models.base latents recipe decoding", "torch"
@@ -162,29 +162,30 @@ TABLE = {
     "experiments": May(EXPERIMENTS),
     # Faces: torch only inside functions, so that --help answers at once
     "cli.values": May("", "click"),
-    "cli.options": May(f"{NUMERICS} {VERBS} {USES} cli.values", "click", "torch"),
+    "cli.packing": May("", "click"),
+    "cli.options": May(f"{NUMERICS} {VERBS} {USES} cli.packing cli.values", "click", "torch"),
     "cli.run": May(f"{NUMERICS} {VERBS} {USES} cli.options", "click", "torch tqdm"),
-    "cli.method": May(f"{NUMERICS} {VERBS} cli.options", "click"),
+    "cli.method": May(f"{NUMERICS} {VERBS} cli.options cli.packing", "click"),
     "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch"),
     "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch numpy"),
     "cli.evaluation": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click"),
     "cli.training": May(
         "errors datasets training training.config training.loop cli.options cli.run cli.values", "click", "torch tqdm"
     ),
-    "cli.film": May(f"{PATHS} {VERBS} {USES} cli.options cli.run", "click", "torch"),
-    "cli.keys": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.values", "click", "torch"),
+    "cli.film": May(f"{PATHS} {VERBS} {USES} cli.options cli.packing cli.run", "click", "torch"),
+    "cli.keys": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.packing cli.values", "click", "torch"),
     "cli.corners": May(f"{PATHS} {VERBS} {USES} cli.keys cli.options cli.run", "click", "torch"),
     "cli.mix": May(f"{PATHS} {VERBS} {USES} metrics cli.keys cli.options cli.run cli.values", "click", "torch"),
     "cli.costs": May("forecast interpolation models.base morphing recipe", "click"),
     "cli.interpolate": May(
-        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.costs cli.film cli.keys cli.options cli.run cli.values",
+        f"{NUMERICS} {PATHS} {VERBS} {USES} cli.costs cli.film cli.keys cli.options cli.packing cli.run cli.values",
         "click",
         "torch",
     ),
     "cli.about": May(f"{NUMERICS} {VERBS} {USES} solvers.spending doctor cli.options", "click"),
     "cli.demo": May("files demo cli.options", "click"),
     "cli.conduct": May(
-        f"{NUMERICS} {VERBS} {USES} experiments {EXPERIMENTS} cli.method cli.options cli.run cli.values",
+        f"{NUMERICS} {VERBS} {USES} experiments {EXPERIMENTS} cli.method cli.options cli.packing cli.run cli.values",
         "click",
         "torch",
     ),

@@ -11,7 +11,8 @@ from model_helpers import encode_explicitly as encode
 from torch import Tensor
 
 import ddim_edit as de
-from ddim_edit.batch import PhotoBatch, PhotoBatches, decode_in_batches, encode_photos, roundtrip_photos
+from ddim_edit.batch import Failure, PhotoBatch, PhotoBatches, decode_in_batches, encode_photos, roundtrip_photos
+from ddim_edit.errors import NumericsError
 from ddim_edit.images import find_photos
 from ddim_edit.latents import PhotoRecord
 from ddim_edit.noise import SeededNoise
@@ -185,6 +186,36 @@ class TestDecodeInBatches:
         model = mixture_model()
         ((_, pictures),) = decode_in_batches(model, latents, recipe(model, 3))
         assert pictures.equal(de.decode(model, latents, grid=3))
+
+
+def overflowing(pixel: float) -> de.Model:
+    """A model with no finite answer for photos whose first value is above this."""
+    model = mixture_model()
+
+    def network(x: Tensor, t: Tensor, condition: object) -> Tensor:
+        out = model.network(x, t, None)
+        return torch.where(x[:, :1, :1, :1] > pixel, torch.inf, out)
+
+    return replace(model, network=network)
+
+
+def test_a_photo_whose_values_overflow_costs_no_other(folder: Path):
+    bright = photos(5)[2]
+    bright[0, 0, 0] = 1.0
+    de.write_image(bright, folder / "d.png")
+    model, found = overflowing(0.99), batches(folder, 4)
+    failures: list[Failure] = []
+    made = list(encode_photos(model, found, recipe(model), failures=failures))
+    assert [name for part in made for name in part.latents.names] == ["a", "c", "f", "g"]
+    (failure,) = failures
+    assert failure.error.startswith("d: values are not finite after step 1 of 5")
+    plain = encode_photos(mixture_model(), batches(folder, 1), recipe(mixture_model()))
+    wanted = {part.latents.names[0]: part.latents.x for part in plain}
+    for part in made:
+        for row, name in enumerate(part.latents.names):
+            torch.testing.assert_close(part.latents.x[row : row + 1], wanted[name])
+    with pytest.raises(NumericsError):
+        list(encode_photos(model, batches(folder, 4), recipe(model)))
 
 
 def test_batches_may_come_from_anywhere():

@@ -18,7 +18,7 @@ from cli_helpers import LABELS, SIDE, files_in, run_cli, save_photo, save_tiny_m
 from model_helpers import encode_explicitly as encode
 from PIL import Image
 
-from ddim_edit import models
+from ddim_edit import batch, models
 from ddim_edit.cli import cli as command_line
 from ddim_edit.cli import main as command_line_main
 from ddim_edit.cli import method, options
@@ -28,6 +28,7 @@ from ddim_edit.cli.interpolate import EASES as EASE_NAMES
 from ddim_edit.corrections import Correction
 from ddim_edit.decoding import decode
 from ddim_edit.doctor import Check
+from ddim_edit.errors import NumericsError
 from ddim_edit.grid import Grid
 from ddim_edit.images import FITS, find_photos, read_image, read_metadata, to_uint8
 from ddim_edit.interpolation import How
@@ -365,6 +366,57 @@ def test_decode_takes_the_folder_that_encode_writes(tiny, photos, tmp_path):
     assert all(whole[name] == single[name] for name in ("a.png", "b.png", "c.png"))
 
 
+def test_decode_goes_on_where_a_file_is_damaged(run, tiny, model, photos, tmp_path):
+    tiny("encode", *photos, "-n", 2)
+    damaged = tmp_path / "latents" / "b.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:99])
+    outcome = run("decode", "latents", "--model", model, "-o", "back")
+    assert outcome.code == 3
+    assert "failed: latents/b.safetensors cannot be read as safetensors" in outcome.said
+    assert set(files_in(tmp_path / "back")) == {"a.png", "c.png", "run.json"}
+    assert [failure["source"] for failure in record("back/run.json")["failures"]] == ["latents/b.safetensors"]
+    outcome = run("decode", damaged, "--model", model, "-o", "none")
+    assert outcome.code == 1
+    assert not (tmp_path / "none").exists()
+    outcome = run("decode", "latents", "nowhere.safetensors", "--model", model, "-o", "none")
+    assert outcome.code == 1
+    assert "nowhere.safetensors does not exist" in outcome.said
+
+
+def test_latents_without_names_are_decoded_under_those_of_their_files(tiny, model, photos, tmp_path):
+    network = load_model(model)
+    pixels = torch.stack([read_image(path, network.image_size) for path in photos])
+    for name, rows in (("cat", [0]), ("dogs", [1, 2])):
+        encode(network, pixels[rows], grid=2).save(tmp_path / f"{name}.safetensors")
+    tiny("decode", "cat.safetensors", "dogs.safetensors", "-o", "back")
+    assert {*files_in(tmp_path / "back")} == {"cat.png", "dogs_00000.png", "dogs_00001.png", "run.json"}
+
+
+def test_a_photo_whose_values_overflow_is_named_and_the_others_are_done(run, model, photos, tmp_path, monkeypatch):
+    encoded = batch.round_trip
+    bad = read_image(photos[1], (SIDE, SIDE))
+
+    def overflowing(model, pixels, recipe, **settings):
+        if any(photo.equal(bad) for photo in pixels):
+            raise NumericsError("values are not finite after step 1 of 2 (t = 0)")
+        return encoded(model, pixels, recipe, **settings)
+
+    monkeypatch.setattr(batch, "round_trip", overflowing)
+    for command, made in (("encode", "{}.safetensors"), ("roundtrip", "{}_recon.png")):
+        outcome = run(command, *photos, "--model", model, "--inverse", "explicit", "-n", 2, "-o", command)
+        assert outcome.code == 3
+        assert "failed: b: values are not finite" in outcome.said
+        assert {*files_in(tmp_path / command)} == {made.format("a"), made.format("c"), "run.json"}
+
+
+def test_run_json_says_which_file_each_name_is_of(tiny, tmp_path):
+    same = [save_photo(tmp_path / folder / "0001.png", seed) for seed, folder in enumerate(("cats", "dogs"))]
+    tiny("encode", "cats", "dogs", "-n", 2, "-o", "out")
+    assert record("out/run.json")["sources"] == {
+        name: str(path.relative_to(tmp_path)) for name, path in zip(("0001", "0001-2"), same, strict=True)
+    }
+
+
 def test_decode_takes_another_number_of_steps(tiny, photos, model, tmp_path):
     tiny("encode", photos[0], "-n", 2, "--spacing", "trailing", "-o", "one")
     tiny("decode", "one/a.safetensors", "-n", 4, "-o", "back")
@@ -377,7 +429,7 @@ def test_decode_takes_another_number_of_steps(tiny, photos, model, tmp_path):
 def test_no_step_at_all_is_refused_and_not_taken_for_the_default(run, model, photos, tmp_path):
     run("encode", photos[0], "--model", model, "-n", 2, "-o", "one.safetensors")
     refused = run("decode", "one.safetensors", "--model", model, "-n", 0)
-    assert refused.code == 1
+    assert refused.code == 2
     assert "0 steps" in refused.stderr
 
 
@@ -647,6 +699,20 @@ def test_sample_writes_a_picture_a_seed_and_a_sheet(tiny, tmp_path):
     assert picture("out/seed0003.png").shape == (SIDE, SIDE, 3)
 
 
+def test_a_sheet_shows_the_first_pictures_of_many(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddim_edit.cli.pictures.SHEET", 3)
+    outcome = tiny("sample", "--seeds", "0-4", "-n", 1, "--batch-size", 2, "-o", "out")
+    assert "note: the sheet shows the first 3 of 5 pictures" in outcome.said
+    assert len(list((tmp_path / "out").glob("seed*.png"))) == 5
+    tiny("sample", "--seeds", "0-2", "-n", 1, "--batch-size", 2, "--no-metadata", "-o", "three")
+    assert (picture("out/sheet.png") == picture("three/sheet.png")).all()
+
+
+def test_archives_of_samples_are_photos_again(tiny, run, model, tmp_path):
+    tiny("sample", "--seeds", "0-2", "-n", 2, "-o", "out.npz")
+    assert len(tiny("roundtrip", "out.npz", "-n", 2, "--json").stdout.splitlines()) == 3
+
+
 def test_sample_writes_an_array_of_the_same_pictures(tiny, tmp_path):
     tiny("sample", "--seeds", "0-2", "-n", 2, "-o", "out")
     tiny("sample", "--seeds", "0-2", "-n", 2, "-o", "out.npz")
@@ -818,7 +884,7 @@ def test_run_json_says_everything_about_the_run(tiny, photos, model):
     found = record("out/run.json")
     assert set(found) == {
         *("command", "arguments", "model", "timesteps", "device", "threads", "versions"),
-        *("started", "seconds", "outputs", "failures"),
+        *("started", "seconds", "outputs", "sources", "failures"),
     }
     assert found["command"] == "encode"
     assert found["arguments"]["photos"] == [str(photo) for photo in photos[:2]]
@@ -870,6 +936,27 @@ def test_config_repeats_a_run_whose_output_has_the_name_of_its_format(run, model
     first = (tmp_path / "morph.webp").read_bytes()
     assert run("interpolate", "--config", "morph.run.json", "--overwrite").code == 0
     assert (tmp_path / "morph.webp").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("before", "flags", "timesteps"),
+    [
+        (["--timesteps", "0,40,80"], ["-n", 2], [0.0, 500.0]),
+        (["--timestep-respacing", "ddim5"], ["--timesteps", "0,300"], [0.0, 300.0]),
+        (["-n", 3, "--spacing", "quadratic"], ["--timestep-respacing", "ddim2"], [0.0, 500.0]),
+        (["--timesteps", "0,40,80"], ["--spacing", "uniform"], [float(20 * step) for step in range(50)]),
+    ],
+)
+def test_a_flag_displaces_what_it_excludes_in_the_config(tiny, run, photos, tmp_path, before, flags, timesteps):
+    tiny("encode", photos[0], *before, "-o", "first")
+    assert run("encode", "--config", "first/run.json", *flags, "-o", "second").code == 0
+    assert record("second/run.json")["timesteps"] == timesteps
+    assert run("encode", "--config", "second/run.json", "-o", "third").code == 0
+    assert record("third/run.json")["timesteps"] == timesteps
+
+
+def test_flags_that_exclude_each_other_are_still_refused(run, photos):
+    assert run("encode", photos[0], "-n", 2, "--timesteps", "0,40").code == 2
 
 
 def test_flags_win_over_the_config(tiny, run, photos, tmp_path):
@@ -1075,3 +1162,13 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_temporary_files(model, tmp_
         assert path.suffix == ".safetensors"
         assert not path.name.startswith(".")
         Latents.load(path)
+
+
+def test_what_the_system_refuses_is_one_line(monkeypatch, run, photos):
+    def refused(*_arguments):
+        raise PermissionError(13, "Permission denied", "secret/a.png")
+
+    monkeypatch.setattr("ddim_edit.images.find_photos", refused)
+    outcome = run("encode", photos[0])
+    assert outcome.code == 1
+    assert outcome.stderr == "error: secret/a.png: Permission denied; check who may read and write there\n"

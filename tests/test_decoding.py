@@ -121,16 +121,22 @@ class TestDecode:
         assert seen == [400, 300, 200, 100, 0, -1]
         assert relative_rms(back, de.decode(model, latents)) < 0.3
 
+    @pytest.mark.parametrize("spacing", ["quadratic", "logsnr"])
+    def test_a_number_of_steps_is_spread_as_those_of_the_latents_are(self, spacing: str):
+        model = mixture_model()
+        grid, expected = (de.Grid.build(model.schedule, steps, spacing) for steps in (8, 5))  # type: ignore[arg-type]
+        latents = encode(model, photos(2), grid=grid, check=False)
+        assert de.decode(model, latents, grid=5).equal(de.decode(model, latents, grid=expected))
+
     @pytest.mark.parametrize(
-        ("spacing", "spread"), [("quadratic", "quadratic"), ("logsnr", "logsnr"), ("own", "quadratic")]
+        ("steps", "timesteps"), [(1, [900]), (2, [100, 900]), (3, [100, 300, 900]), (5, [100, 200, 300, 600, 900])]
     )
-    def test_a_number_of_steps_is_spread_as_those_of_the_latents_are(self, spacing: str, spread: str):
+    def test_or_between_their_own_where_no_rule_made_them(self, steps: int, timesteps: list[int]):
         model = mixture_model()
         own = de.Grid.from_timesteps(model.schedule, [100, 300, 900])
-        grid = own if spacing == "own" else de.Grid.build(model.schedule, 8, spacing)  # type: ignore[arg-type]
-        latents = encode(model, photos(2), grid=grid, check=False)
-        expected = de.Grid.build(model.schedule, 5, spread)  # type: ignore[arg-type]
-        assert de.decode(model, latents, grid=5).equal(de.decode(model, latents, grid=expected))
+        latents = encode(model, photos(2), grid=own, check=False)
+        expected = de.decode(model, latents, grid=de.Grid.from_timesteps(model.schedule, timesteps))
+        assert de.decode(model, latents, grid=steps).equal(expected)
 
     def test_partial_latents_at_no_level_of_the_grid(self):
         model = mixture_model()

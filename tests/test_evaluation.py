@@ -222,13 +222,13 @@ class TestCommand:
     def test_a_class_that_the_model_does_not_know(self, model, folder, capsys):
         save_photo(folder / "bird" / "a.png")
         outcome = run_cli("evaluate-model", model, folder, "--labels", "true", capsys=capsys)
-        assert outcome.code == 1
+        assert outcome.code == 2
         assert "label 'bird' is unknown to this model; choose one of: cat, dog, none" in outcome.stderr
 
     def test_labels_that_are_not_there(self, model, tmp_path, capsys):
         save_photo(tmp_path / "plain" / "a.png", size=(SIDE, SIDE))
         outcome = run_cli("evaluate-model", model, tmp_path / "plain", "--labels", "true", capsys=capsys)
-        assert outcome.code == 1
+        assert outcome.code == 2
         assert "the photos have no classes" in outcome.stderr
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddim_edit.errors import DdimEditError, ImageError, OutputError
-from ddim_edit.files import atomic, prepare_output, unique_names, write_text
+from ddim_edit.files import atomic, prepare_output, remove_leftovers, unique_names, write_bytes, write_text
 from ddim_edit.video import write_video
 
 
@@ -108,6 +108,19 @@ def test_what_exists_is_refused_unless_it_may_be_replaced(tmp_path: Path):
         prepare_output(tmp_path / "a.txt", overwrite=False)
     prepare_output(tmp_path / "a.txt", overwrite=True)
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "old"
+
+
+@pytest.mark.parametrize("stem", ["猫" * 82, "x" * 250])
+def test_a_name_that_the_disk_takes_is_not_too_long_to_be_written(tmp_path: Path, stem: str):
+    path = tmp_path / f"{stem}.png"
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+    with atomic(path) as temporary:
+        temporary.write_bytes(b"killed here")
+        left = temporary.with_name(temporary.name.replace(f".{os.getpid()}.", ".1."))
+        left.write_bytes(b"")
+    remove_leftovers(path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_names_are_numbered_whatever_their_case():

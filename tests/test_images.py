@@ -616,7 +616,7 @@ def test_a_row_travels_to_another_process_without_the_archive(archive):
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"arr_0": np.zeros((1, 8, 8, 3), np.uint8)}, "no array `images`.*arr_0"),
+        ({"photos": np.zeros((1, 8, 8, 3), np.uint8)}, "no array `images`.*photos"),
         ({}, "no array `images`.*none"),
         ({"images": np.zeros((1, 8, 8, 3), np.float32)}, "float32"),
         ({"images": np.zeros((8, 8, 3), np.uint8)}, r"\(8, 8, 3\)"),

@@ -285,6 +285,23 @@ class TestSpace:
         assert "schedule" not in message
 
 
+def test_latents_of_another_size_say_which_size_to_choose():
+    latents = noisy(1)
+    height, width = latents.x.shape[2:]
+    space = {"weights": "w", "shape": [3, height, width]}
+    latents = replace(latents, space=space)
+    with pytest.raises(LatentsError, match=f"use one size, as with --size {height}x{width}"):
+        latents.require_same({**space, "shape": [3, 64, 64]}, of="model m")
+
+
+def test_photos_without_a_name_take_that_of_their_file():
+    one, two = (replace(noisy(count), photos=()) for count in (1, 2))
+    assert one.named("cat").names == ["cat"]
+    assert two.named("cat").names == ["cat_00000", "cat_00001"]
+    named = replace(two, photos=(PhotoRecord("a"), PhotoRecord()))
+    assert named.named("cat").names == ["a", "cat_00001"]
+
+
 class TestFindLatents:
     def test_folders_give_their_latents_as_people_count(self, tmp_path: Path):
         wanted = ["2", "10", "a", "a01", "a1", "A2", "a2b", "a10", "a-2", "b"]

@@ -1,17 +1,19 @@
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from helpers import gaussian_noise, relative_rms, save_pipeline_folder, tiny_unet
 from model_helpers import bundled_model, cpu, mixture_model, small_mixture
-from torch import Tensor
+from torch import Tensor, nn
 
 import ddim_edit as de
 from ddim_edit.errors import ConfigError, ModelError
 from ddim_edit.models import BUNDLED, load_model
 from ddim_edit.models.base import choose_device, weights_hash
+from ddim_edit.schedule import NoiseSchedule
 
 REPO = "some-owner/tiny.model_1"
 
@@ -175,6 +177,7 @@ class TestSeedRow2MinimalSampler:
                 return torch.zeros_like(x)
 
         schedule = de.NoiseSchedule.from_config({})
+        assert str(de.Model.from_function(Zero(), schedule, (3, 12, 12)).device) == "cpu"
         model = de.Model.from_function(Zero(), schedule, (3, 12, 12), prediction="sample")
         assert de.sample(model, [0, 1], grid=5).eq(0).all()
 
@@ -195,3 +198,42 @@ class TestSeedRow2MinimalSampler:
         network = small_mixture().network(schedule)
         a, b = (de.Model.from_function(network, schedule, (3, 12, 12), name=name) for name in "ab")
         assert {key for key in a.space if a.space[key] != b.space[key]} == {"weights"}
+
+
+class Odd(NamedTuple):
+    sample: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x, t: x[0], r"answers \(3, 3, 12, 12\) with \(3, 12, 12\); it must give the same shape"),
+        (lambda x, t: x[:, :1], r"with \(3, 1, 12, 12\)"),
+        (lambda x, t: x[:1], r"with \(1, 3, 12, 12\)"),
+        (lambda x, t: x.mean(), r"with \(\)"),
+        (lambda x, t: Odd(x), r"mine gives a Odd, and no tensor; wrap it, as in lambda x, t: net\(x, t\)\.sample"),
+        (lambda x, t: None, "mine gives a NoneType, and no tensor"),
+    ],
+)
+def test_a_function_that_gives_something_else_is_told_what(function, message):
+    model = de.Model.from_function(function, NoiseSchedule.from_config({}), (3, 12, 12), name="mine")
+    with pytest.raises(ModelError, match=message):
+        de.encode(model, torch.zeros(3, 3, 12, 12), grid=3)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.1), nn.BatchNorm2d(3)])
+def test_a_module_whose_answers_are_random_is_refused_until_it_is_in_eval_mode(layer):
+    net = nn.Sequential(nn.Conv2d(3, 3, 1), layer)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x, t):
+            return self.net(x)
+
+    module, schedule = Net(), NoiseSchedule.from_config({})
+    with pytest.raises(ConfigError, match=r"mine is in training mode, where its answers are random; call its eval\(\)"):
+        de.Model.from_function(module, schedule, (3, 12, 12), name="mine")
+    de.Model.from_function(module.eval(), schedule, (3, 12, 12), name="mine")

@@ -535,7 +535,7 @@ class TestCommand:
         table = tmp_path / "labels.csv"
         table.write_text("file,label\nc.png,cat\n")
         outcome = run_cli("train", folder, "-o", tmp_path / "run", "--label-table", table, *self.OPTIONS, capsys=capsys)
-        assert outcome.code == 1
+        assert outcome.code == 2
         assert "add --class-cond, or leave it out" in outcome.stderr
 
     def test_the_record_covers_the_whole_run(self, folder: Path, tmp_path: Path, capsys, monkeypatch):

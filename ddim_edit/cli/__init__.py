@@ -18,7 +18,7 @@ from ddim_edit.cli.mix import mix
 from ddim_edit.cli.photos import decode, encode, roundtrip
 from ddim_edit.cli.pictures import sample
 from ddim_edit.cli.training import train
-from ddim_edit.errors import DdimEditError
+from ddim_edit.errors import ConfigError, DdimEditError
 
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
@@ -99,16 +99,26 @@ def _run(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted; finished files are kept, nothing is half-written", err=True)
         return INTERRUPTED
-    except (DdimEditError, MemoryError, RuntimeError) as error:
-        message = str(error) if isinstance(error, DdimEditError) else _out_of_memory(error)
+    except (DdimEditError, MemoryError, RuntimeError, OSError) as error:
+        message = _message(error)
         if message is None or "--debug" in arguments or os.environ.get("DDIM_EDIT_DEBUG", "0") != "0":
             raise
         click.echo(f"error: {message}", err=True)
-        return FAILED
+        return USAGE if isinstance(error, ConfigError) else FAILED
     return code if isinstance(code, int) else 0
 
 
-def _out_of_memory(error: MemoryError | RuntimeError) -> str | None:
+def _message(error: Exception) -> str | None:
+    """One line, if this is an error that users can do something about."""
+    if isinstance(error, DdimEditError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = error.filename
+        return f"{place}: {error.strerror}; check who may read and write there" if place and error.strerror else None
+    return _out_of_memory(error)
+
+
+def _out_of_memory(error: Exception) -> str | None:
     """One line, if this is what it means; torch says so in its own words on every device, always as a RuntimeError."""
     text = str(error)
     if not (isinstance(error, MemoryError) or re.search("(out of|not enough|can't allocate) memory", text)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddim_edit.cli import method, options, run, values
+from ddim_edit.cli.packing import Command, packed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +39,7 @@ class Setup:
     dry_run: bool
 
 
-setup_options = options.packed(
+setup_options = packed(
     "setup",
     Setup,
     options.output_option("experiment", "Folder of the experiment; a run that was stopped goes on where it was."),
@@ -93,7 +94,7 @@ class Methods:
         ]
 
 
-methods_options = options.packed(
+methods_options = packed(
     "methods",
     Methods,
     click.option(
@@ -128,10 +129,10 @@ class Common:
         return Store(self.setup.output)
 
 
-def common_options(command: options.Command) -> options.Command:
+def common_options(command: Command) -> Command:
     """The options of every experiment, handed over as one `common`."""
     packs = options.running_options, setup_options, options.model_options, options.condition_options
-    for decorate in (options.packed("common", Common), *packs):
+    for decorate in (packed("common", Common), *packs):
         command = decorate(command)
     return command
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddim_edit.cli import options, run
+from ddim_edit.cli import run
+from ddim_edit.cli.packing import packed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,7 +126,7 @@ class Film:
         )
 
 
-film_options = options.packed(
+film_options = packed(
     "film",
     Film,
     click.option("--frames", type=click.IntRange(2), default=60, show_default=True, help="Of the whole video."),

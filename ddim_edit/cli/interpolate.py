@@ -11,6 +11,7 @@ import click
 from ddim_edit.cli import costs, options, run, values
 from ddim_edit.cli import film as films
 from ddim_edit.cli.keys import Asked, Keys, Ready, keys_options
+from ddim_edit.cli.packing import packed
 
 if TYPE_CHECKING:
     from ddim_edit.models.base import Model
@@ -74,7 +75,7 @@ class MotionChoice:
         return Motion(**given, pilot=self.pilot, settle=self.settle, max_step=self.max_step)
 
 
-motion_options = options.packed(
+motion_options = packed(
     "moving",
     MotionChoice,
     click.option("--path", "how", type=click.Choice(PATHS), help="[default: slerp through two, squad through more]"),

@@ -9,6 +9,7 @@ import click
 
 from ddim_edit.cli import options, values
 from ddim_edit.cli.method import Method, fitted, method_options
+from ddim_edit.cli.packing import Command, packed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,7 +63,7 @@ class Asked:
                 "Latents keep the grid, condition, method and eta that they were encoded with; use --decode-steps."
             )
         files = find_latents(self.source.photos)
-        return Keys(self, given=Latents.join([Latents.load(path) for path in files]), files=files)
+        return Keys(self, given=Latents.join([Latents.load(path).named(path.stem) for path in files]), files=files)
 
 
 def _are_latents(path: Path) -> bool:
@@ -75,14 +76,14 @@ def _are_latents(path: Path) -> bool:
     return ".safetensors" in suffixes and not suffixes & set(SUFFIXES)
 
 
-def keys_options(command: options.Command) -> options.Command:
+def keys_options(command: Command) -> Command:
     """The options of what to lead through, handed over as one `asked`."""
     seeds = click.option("--seeds", type=values.seeds, help="Lead through pictures drawn from seeds, not photos.")
     steps = click.option(
         "--decode-steps", type=click.IntRange(1), help="Steps a picture.  [default: those of encoding]"
     )
     packs = steps, options.eta_options, method_options, options.condition_options, options.grid_options, seeds
-    for decorate in (options.packed("asked", Asked), *packs, options.optional_photo_options):
+    for decorate in (packed("asked", Asked), *packs, options.optional_photo_options):
         command = decorate(command)
     return command
 

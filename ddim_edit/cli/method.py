@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ddim_edit.cli import options
+from ddim_edit.cli.packing import packed
 
 if TYPE_CHECKING:
     from ddim_edit.grid import Grid
@@ -96,7 +97,7 @@ class Method:
         return Exact(goal or (None if self.budget else EIGHT_BIT), self.budget)
 
 
-method_options = options.packed(
+method_options = packed(
     "method",
     Method,
     click.option(

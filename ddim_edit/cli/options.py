@@ -1,16 +1,14 @@
 """Options that several commands share, packed into small objects. Importing this must stay free of torch."""
 
-import functools
-import inspect
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ddim_edit.cli import values
+from ddim_edit.cli.packing import Decorator, packed
 
 if TYPE_CHECKING:
     from ddim_edit.batch import PhotoBatches
@@ -26,27 +24,6 @@ SPACINGS = ("leading", "trailing", "linspace", "uniform", "quadratic", "quadrati
 DTYPES = ("fp32", "bf16", "fp16", "fp64")
 FITS = ("crop", "pad", "stretch")
 DEFAULT_STEPS, ENCODE_STEPS = 50, 20
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-Decorator = Callable[[Command], Command]
-
-
-def packed(name: str, make: Callable[..., object], *options: Decorator[Any]) -> Decorator[Any]:
-    """A decorator that adds options to a command and hands them over as one object `make(...)` called `name`."""
-    fields = list(inspect.signature(make).parameters)
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(command)
-        def wrapper(**given: Any) -> Any:
-            own = {field: given.pop(field) for field in fields}
-            return command(**given, **{name: make(**own)})
-
-        decorated: Callable[..., Any] = wrapper
-        for option in reversed(options):
-            decorated = option(decorated)
-        return decorated
-
-    return decorate
 
 
 @dataclass(frozen=True)
@@ -175,6 +152,12 @@ grid_options = packed(
     click.option(
         "--timesteps", type=values.timesteps, metavar="T,T,...", help="The timesteps themselves, like 0,40,80."
     ),
+    rivals={
+        "num_inference_steps": ("timestep_respacing", "timesteps"),
+        "timestep_spacing": ("timestep_respacing", "timesteps"),
+        "timestep_respacing": ("num_inference_steps", "timestep_spacing", "timesteps"),
+        "timesteps": ("num_inference_steps", "timestep_spacing", "timestep_respacing"),
+    },
 )
 
 

@@ -13,7 +13,7 @@ from ddim_edit.cli.method import Method, fitted, method_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ddim_edit.batch import RoundTrip
+    from ddim_edit.batch import Failure, RoundTrip
     from ddim_edit.grid import Grid
     from ddim_edit.images import Fit, Photo
     from ddim_edit.latents import Latents, PhotoRecord
@@ -63,7 +63,7 @@ def encode(  # noqa: PLR0913
     from ddim_edit.files import prepare_output
     from ddim_edit.latents import Latents
 
-    single = output if output.suffix == ".safetensors" else None
+    single = output if output.suffix.lower() == ".safetensors" else None
     if single and resume:
         raise click.UsageError("--resume needs a folder as --output; one file for all is written at the end.")
     found = source.find()
@@ -75,12 +75,19 @@ def encode(  # noqa: PLR0913
         before = _done(source, found, targets, model, recipe, checked=check, trajectory_every=save_trajectory or 0)
         found = [photo for photo in found if photo.name not in before]
         prepare_output(*(targets[photo.name] for photo in found), overwrite=running.overwrite)
-    record = run.Record(run.describe_run(ctx, model, recipe.grid))
+    record = run.Record(run.describe_run(ctx, model, recipe.grid), sources=run.sources_of(found))
     batches = source.batches(found, model)
     parts: list[Latents] = []
     with run.Progress("encode", len(found) * recipe.grid.steps * (1 + check), shown=running.progress) as bar:
-        keep = save_trajectory or 0
-        for encoded in encode_photos(model, batches, recipe, trajectory_every=keep, check=check, on_step=bar):
+        for encoded in encode_photos(
+            model,
+            batches,
+            recipe,
+            trajectory_every=save_trajectory or 0,
+            check=check,
+            on_step=bar,
+            failures=batches.failures,
+        ):
             parts.append(encoded.latents)
             if not single:
                 record.outputs += _save_each(parts.pop(), targets)
@@ -150,10 +157,9 @@ def decode(  # noqa: PLR0913
     from ddim_edit.batch import decode_in_batches
     from ddim_edit.files import prepare_output, unique_names
     from ddim_edit.images import write_image
-    from ddim_edit.latents import Latents, find_latents
     from ddim_edit.recipe import Recipe
 
-    loaded = [Latents.load(path) for path in find_latents(latents)]
+    loaded, failures = _loaded(latents)
     names = unique_names([name for part in loaded for name in part.names])
     paths = [output / f"{name}.png" for name in names]
     prepare_output(*paths, overwrite=running.overwrite)
@@ -174,7 +180,25 @@ def decode(  # noqa: PLR0913
             for _, pictures in decode_in_batches(model, part, recipe, batch_size=batch_size, seeds=seeds, on_step=bar):
                 for picture in pictures:
                     write_image(picture, next(remaining), metadata=text)
-    return run.finish(record, output, (), done=len(paths), running=running)
+    return run.finish(record, output, failures, done=len(paths), running=running)
+
+
+def _loaded(arguments: "Sequence[Path]") -> "tuple[list[Latents], list[Failure]]":
+    """What the files hold, with a name for every photo, and why some cannot be read; at least one can."""
+    from ddim_edit.batch import Failure
+    from ddim_edit.errors import LatentsError
+    from ddim_edit.latents import Latents, find_latents
+
+    loaded: list[Latents] = []
+    failures: list[Failure] = []
+    for path in find_latents(arguments):
+        try:
+            loaded.append(Latents.load(path).named(path.stem))
+        except LatentsError as error:
+            failures.append(Failure(str(path), str(error)))
+    if not loaded:
+        raise LatentsError(failures[0].error)
+    return loaded, failures
 
 
 def _common_grid(recipes: "Sequence[Recipe]") -> "Grid | None":
@@ -230,11 +254,11 @@ def roundtrip(  # noqa: PLR0913
     prepare_output(*paths.values(), overwrite=running.overwrite)
     model = fitted(choice.load(), [method.solver])
     recipe = method.recipe(model, grid, condition, randomness=randomness)
-    record = run.Record(run.describe_run(ctx, model, recipe.grid))
+    record = run.Record(run.describe_run(ctx, model, recipe.grid), sources=run.sources_of(found))
     batches = source.batches(found, model)
     rows: list[dict[str, object]] = []
     with run.Progress("roundtrip", len(found) * recipe.grid.steps * 2, shown=running.progress) as bar:
-        for result in roundtrip_photos(model, batches, recipe, on_step=bar):
+        for result in roundtrip_photos(model, batches, recipe, on_step=bar, failures=batches.failures):
             rows.append(_row(result, recipe, method))
             bar.write(json.dumps(rows[-1]) if as_json else _line(result))
             if paths:

@@ -1,5 +1,6 @@
 """`sample`: new pictures."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,9 +9,13 @@ import click
 from ddim_edit.cli import options, run, values
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from ddim_edit.ode import Step
+
+SHEET = 256  # pictures on a sheet, at most
 
 
 @click.command()
@@ -47,59 +52,88 @@ def sample(  # noqa: PLR0913
     ddim-edit sample --seeds 0-15 -n 20
     ddim-edit sample --seeds 0-99 --label Dress --guidance 2 -o dresses.npz
     """
-    import torch
-
     from ddim_edit.decoding import sample as draw
     from ddim_edit.files import prepare_output
-    from ddim_edit.images import write_image
-    from ddim_edit.noise import seed_name
     from ddim_edit.solvers import Ddim
 
-    as_array = output.suffix == ".npz"
-    paths = [output] if as_array else [output / f"{seed_name(seed)}.png" for seed in seeds] + [output / "sheet.png"]
+    album = Archive(output) if output.suffix.lower() == ".npz" else Album(output, seeds)
     watching = Watching(watch, batch_size) if watch else None
-    prepare_output(*paths, *([_watch_path(output)] if watching else []), overwrite=running.overwrite)
+    prepare_output(*album.paths, *([_watch_path(output)] if watching else []), overwrite=running.overwrite)
     model = choice.load()
     levels = grid.build(model.schedule)
     denoiser = model.denoiser(condition.label, guidance=condition.guidance, clip_x0=clip)
     solver = randomness.solver() or Ddim()
-    record = run.Record(run.describe_run(ctx, model, levels), outputs=paths)
+    record = run.Record(run.describe_run(ctx, model, levels), outputs=album.paths)
     text = run.picture_metadata(record.description) if metadata else None
-    parts: list[Tensor] = []
     with run.Progress("sample", len(seeds) * levels.steps, shown=running.progress) as bar:
         for start in range(0, len(seeds), batch_size):
             on_step = run.both(bar, watching) if watching and start == 0 else bar
             batch = seeds[start : start + batch_size]
-            parts.append(draw(model, batch, grid=levels, solver=solver, denoiser=denoiser, on_step=on_step))
-            for picture, path in zip(parts[-1], paths[start:], strict=False) if not as_array else ():
-                write_image(picture, path, metadata=text)
-    if as_array:
-        _write_array(torch.cat(parts), output)
-    else:
-        write_image(_sheet(torch.cat(parts), seeds), paths[-1], metadata=text)
+            album.add(draw(model, batch, grid=levels, solver=solver, denoiser=denoiser, on_step=on_step), text)
+    album.close(text)
     if watching:
         record.outputs.append(_watch_path(output))
         watching.write(record.outputs[-1])
     return run.finish(record, output, (), done=len(seeds), running=running)
 
 
-def _write_array(pictures: "Tensor", path: Path) -> None:
-    import numpy as np
+class Archive:
+    """Pictures on their way into one `.npz`, as 8-bit values in memory."""
 
-    from ddim_edit.files import atomic
-    from ddim_edit.images import to_uint8
+    def __init__(self, output: Path) -> None:
+        """Write to this file when all are there."""
+        self.paths = [output]
+        self._parts: list[NDArray[np.uint8]] = []
 
-    with atomic(path) as temporary:
-        np.savez(temporary, arr_0=to_uint8(pictures))
+    def add(self, pictures: "Tensor", _text: Mapping[str, str] | None) -> None:
+        """Take the next (B, 3, H, W)."""
+        from ddim_edit.images import to_uint8
+
+        self._parts.append(to_uint8(pictures))
+
+    def close(self, _text: Mapping[str, str] | None) -> None:
+        """Write the file."""
+        import numpy as np
+
+        from ddim_edit.files import atomic
+
+        with atomic(self.paths[0]) as temporary:
+            np.savez(temporary, arr_0=np.concatenate(self._parts))
 
 
-def _sheet(pictures: "Tensor", seeds: list[int], columns: int = 8) -> "Tensor":
-    from ddim_edit.sheets import sheet
+class Album:
+    """Pictures on their way into a folder: a PNG each, and a sheet of the first of them."""
 
-    starts = range(0, len(pictures), columns)
-    rows = [list(pictures[start : start + columns]) for start in starts]
-    captions = [[f"seed {seed}" for seed in seeds[start : start + columns]] for start in starts]
-    return sheet(rows, captions=captions, scale=_scale(pictures))
+    def __init__(self, output: Path, seeds: Sequence[int]) -> None:
+        """The files that will be written; the sheet is the last."""
+        from ddim_edit.noise import seed_name
+
+        self.paths = [*(output / f"{seed_name(seed)}.png" for seed in seeds), output / "sheet.png"]
+        self._seeds = seeds
+        self._written = 0
+        self._shown: list[Tensor] = []
+
+    def add(self, pictures: "Tensor", text: Mapping[str, str] | None) -> None:
+        """Write the next (B, 3, H, W), with this metadata."""
+        from ddim_edit.images import write_image
+
+        for picture in pictures:
+            write_image(picture, self.paths[self._written], metadata=text)
+            self._written += 1
+        self._shown += pictures[: SHEET - len(self._shown)]
+
+    def close(self, text: Mapping[str, str] | None, columns: int = 8) -> None:
+        """Write the sheet."""
+        from ddim_edit.images import write_image
+        from ddim_edit.sheets import sheet
+
+        starts = range(0, len(self._shown), columns)
+        rows = [self._shown[start : start + columns] for start in starts]
+        captions = [[f"seed {seed}" for seed in self._seeds[start : start + columns]] for start in starts]
+        captions[-1] = captions[-1][: len(rows[-1])]
+        write_image(sheet(rows, captions=captions, scale=_scale(self._shown[0])), self.paths[-1], metadata=text)
+        if len(self._shown) < len(self._seeds):
+            click.echo(f"note: the sheet shows the first {SHEET} of {len(self._seeds)} pictures", err=True)
 
 
 def _scale(pictures: "Tensor") -> int:

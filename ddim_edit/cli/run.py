@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ddim_edit.batch import Failure
     from ddim_edit.cli.options import Running
     from ddim_edit.grid import Grid
+    from ddim_edit.images import Photo
     from ddim_edit.models.base import Model
     from ddim_edit.ode import OnStep, Step
 
@@ -100,16 +101,23 @@ def describe_run(ctx: click.Context, model: "Model", grid: "Grid | None" = None)
     }
 
 
+def sources_of(photos: "Sequence[Photo]") -> dict[str, str]:
+    """Which file each name is of: two photos of one stem get names that do not say it."""
+    return {photo.name: photo.source for photo in photos}
+
+
 @dataclass
 class Record:
     """What becomes of a run, written to run.json when it ends.
 
-    `inside` false: beside an output folder, which holds nothing but frames, and not in it.
+    `sources` says which photo each name is of. `inside` false: beside an output folder, which holds nothing but frames,
+    and not in it.
     """
 
     description: Mapping[str, object]
     outputs: list[Path] = field(default_factory=list[Path])
     failures: "Sequence[Failure]" = ()
+    sources: Mapping[str, str] = field(default_factory=dict[str, str])
     inside: bool = True
     started: float = field(default_factory=time.time)
 
@@ -125,6 +133,7 @@ class Record:
             "started": datetime.fromtimestamp(self.started, UTC).isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.started, 3),
             "outputs": [str(path) for path in self.outputs],
+            **({"sources": self.sources} if self.sources else {}),
             "failures": [vars(failure) for failure in self.failures],
         }
         write_text(place, json.dumps(record, indent=2, default=str) + "\n")

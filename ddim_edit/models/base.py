@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddim_edit.denoiser import (
     Condition,
@@ -24,7 +24,7 @@ from ddim_edit.denoiser import (
     clip,
     dynamic_threshold,
 )
-from ddim_edit.errors import ConfigError
+from ddim_edit.errors import ConfigError, ModelError
 from ddim_edit.schedule import NoiseSchedule
 
 
@@ -116,6 +116,10 @@ class MicroBatched:
 Features = Callable[[Tensor, Tensor, Condition | None], Sequence[Tensor]]
 
 
+# Layers that do something else, at random or with the batch, while they are trained.
+_TRAINED_OTHERWISE = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)  # pyright: ignore
+
+
 @dataclass(frozen=True)
 class Model:
     """A diffusion model, ready to encode and decode.
@@ -169,12 +173,33 @@ class Model:
             shape: (C, H, W); C must be 3 to read and write photos.
             prediction: `epsilon`, `sample` (x0) or `v_prediction`.
             name: recorded with latents in place of a hash of weights, so give each network its own.
+
+        Raises:
+            ConfigError: a module that drops values at random, because it is in training mode.
+            ModelError: from the model, where the function gives no tensor, or one of another shape.
         """
+        device = torch.device("cpu")
+        if isinstance(function, nn.Module):
+            device = next((value.device for value in function.parameters()), device)
+            if any(part.training and isinstance(part, _TRAINED_OTHERWISE) for part in function.modules()):
+                raise ConfigError(f"{name} is in training mode, where its answers are random; call its eval() first")
 
         def network(x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-            return function(x, t)
+            out: object = function(x, t)
+            if not isinstance(out, Tensor):
+                kind = type(out).__name__
+                raise ModelError(f"{name} gives a {kind}, and no tensor; wrap it, as in lambda x, t: net(x, t).sample")
+            return out
 
-        return cls(network, schedule, PredictionType.parse(prediction), shape, name=name, weights=f"function:{name}")
+        return cls(
+            network,
+            schedule,
+            PredictionType.parse(prediction),
+            shape,
+            name=name,
+            weights=f"function:{name}",
+            device=device,
+        )
 
     @property
     def image_size(self) -> tuple[int, int]:

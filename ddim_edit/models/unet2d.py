@@ -159,7 +159,9 @@ def _read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     candidates = [folder / f"{WEIGHTS}.safetensors", folder / f"{WEIGHTS}.bin"]
     path = next((path for path in candidates if path.is_file()), None)
     if path is None:
-        raise ModelError(f"{folder} has no weights: neither {candidates[0].name} nor {candidates[1].name}")
+        others = ", ".join(sorted(file.name for file in folder.glob(f"{WEIGHTS}*")))
+        found = f"; it has {others}, which is to be saved under the first name" if others else ""
+        raise ModelError(f"{folder} has no weights: neither {candidates[0].name} nor {candidates[1].name}{found}")
     with path.open("rb") as file:
         if file.read(len(POINTER)) == POINTER:
             raise ModelError(f"{path} is a pointer of git LFS, not the weights; run 'git lfs pull' in its folder")
