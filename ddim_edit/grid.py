@@ -17,7 +17,7 @@ import numpy as np
 from ddim_edit.errors import ConfigError
 from ddim_edit.schedule import SPACINGS, Array, Level, NoiseSchedule, Spacing
 
-STIFF = 2.5  # change of log SNR in one step above which solving it takes more than splitting it
+STIFF = 2.5  # change of log(signal / noise) in one step above which solving it takes more than splitting it
 FIRST_NOISE = 0.02  # noise / signal of the first noisy level, above which the step from the photo is split
 
 
@@ -130,7 +130,7 @@ class Grid(Sequence[Level]):
         """The timesteps without the clean end, cleanest first."""
         return [level.t for level in self.levels[1:]]
 
-    def level_at(self, log_snr: float) -> Level:
+    def level_at(self, half_log_snr: float) -> Level:
         """A level of the schedule that need not be one of the grid's.
 
         Raises:
@@ -138,11 +138,11 @@ class Grid(Sequence[Level]):
         """
         if self.schedule is None:
             raise ConfigError("this grid knows no levels but its own; make it with Grid.build or from_timesteps")
-        return self.schedule.level_at(log_snr)
+        return self.schedule.level_at(half_log_snr)
 
     def between(self, one: Level, other: Level) -> Level:
         """The level half way between two in log SNR. Both must have signal and noise."""
-        return self.level_at((one.log_snr + other.log_snr) / 2)
+        return self.level_at((one.half_log_snr + other.half_log_snr) / 2)
 
     def step_sizes(self) -> list[float]:
         """The size h of every step, the cleanest first: its change of log(signal / noise), infinite at the ends."""
@@ -165,8 +165,8 @@ class Grid(Sequence[Level]):
     def refined(self) -> "Grid":
         """The grid with the steps split that an exact inversion would labour at; itself where there are none.
 
-        They are the step from the photo (see `entered`) and those where log SNR changes by more than `STIFF` (see
-        `solvers.implicit`).
+        They are the step from the photo (see `entered`) and those where log(signal / noise) changes by more than
+        `STIFF` (see `solvers.implicit`).
         """
         grid = self.entered()
         if grid.schedule is None:
@@ -175,9 +175,9 @@ class Grid(Sequence[Level]):
         for low, h in zip(grid.levels, grid.step_sizes(), strict=False):
             if math.isfinite(h):
                 parts = math.ceil(h / STIFF)
-                top = low.log_snr
-                inside = [min(top - h * k / parts, float(grid.schedule.log_snr[0])) for k in range(1, parts)]
-                timesteps += [grid.schedule.level_at(log_snr).t for log_snr in inside]
+                top = low.half_log_snr
+                inside = [min(top - h * k / parts, float(grid.schedule.half_log_snr[0])) for k in range(1, parts)]
+                timesteps += [grid.schedule.level_at(half_log_snr).t for half_log_snr in inside]
         return Grid.from_timesteps(grid.schedule, timesteps, self.spacing)
 
     def until(self, t: float) -> "Grid":
@@ -215,10 +215,10 @@ def _spread(schedule: NoiseSchedule, steps: int, spacing: str) -> Array:
     if spacing == "uniform":
         return np.arange(0, T, T // steps, dtype=np.float64)
     if spacing == "logsnr":
-        if not np.isfinite(schedule.log_snr).all():
+        if not np.isfinite(schedule.half_log_snr).all():
             raise ConfigError("spacing 'logsnr' needs signal at every timestep; choose another for a zero-SNR schedule")
-        even = np.linspace(schedule.log_snr[0], schedule.log_snr[-1], steps)
-        return np.interp(-even, -schedule.log_snr, np.arange(T))
+        even = np.linspace(schedule.half_log_snr[0], schedule.half_log_snr[-1], steps)
+        return np.interp(-even, -schedule.half_log_snr, np.arange(T))
     if spacing == "quadratic":  # rounded down exactly as in the DDIM code: a square that just misses 32 is 31
         return np.floor(np.linspace(0, math.sqrt(0.8 * T), steps) ** 2)
     return np.floor(np.linspace(0, math.sqrt(T - 1), steps) ** 2 + 1e-9)

@@ -39,7 +39,7 @@ class Level(NamedTuple):
     noise: float
 
     @property
-    def log_snr(self) -> float:
+    def half_log_snr(self) -> float:
         """log(signal / noise); the level must have both."""
         return math.log(self.signal / self.noise)
 
@@ -120,10 +120,15 @@ class NoiseSchedule:
         return hashlib.sha256(values.tobytes()).hexdigest()[:16]
 
     @cached_property
-    def log_snr(self) -> Array:
+    def half_log_snr(self) -> Array:
         """(T,) log(signal / noise), falling; -inf where no signal is left."""
         with np.errstate(divide="ignore"):
             return 0.5 * (np.log(self.alpha_bar) - np.log1p(-self.alpha_bar))
+
+    @property
+    def betas(self) -> Array:
+        """(T,) the share of noise that each step of the noising process adds (DDPM, arXiv 2006.11239, eq. 2)."""
+        return 1 - self.alpha_bar / np.append(1.0, self.alpha_bar[:-1])
 
     def level(self, t: float) -> Level:
         """The level at a real-valued timestep in [0, T - 1], by linear interpolation of log SNR.
@@ -137,23 +142,26 @@ class NoiseSchedule:
         share = t - below
         if share == 0:
             return _level(t, float(self.alpha_bar[below]))
-        ends = self.log_snr[below], self.log_snr[below + 1]
+        ends = self.half_log_snr[below], self.half_log_snr[below + 1]
         if not np.isfinite(ends).all():  # zero SNR at the top: log SNR cannot be interpolated, the signal can
             signal = (1 - share) * math.sqrt(self.alpha_bar[below]) + share * math.sqrt(self.alpha_bar[below + 1])
             return _level(t, signal**2)
         return _level(t, 1 / (1 + math.exp(-2 * float((1 - share) * ends[0] + share * ends[1]))))
 
-    def level_at(self, log_snr: float) -> Level:
+    def level_at(self, half_log_snr: float) -> Level:
         """The level with this log(signal / noise), between those of t = 0 and t = T - 1.
 
         Raises:
             ConfigError: no timestep of the schedule is that clean or that noisy.
         """
-        known = np.isfinite(self.log_snr)
-        snr, t = self.log_snr[known], np.flatnonzero(known)
-        if not snr[-1] - 1e-9 <= log_snr <= snr[0] + 1e-9:  # the ends themselves may be off by a rounding
-            raise ConfigError(f"log SNR {log_snr:g} is outside the schedule; choose it in [{snr[-1]:g}, {snr[0]:g}]")
-        return self.level(float(np.interp(-log_snr, -snr, t)))
+        known = np.isfinite(self.half_log_snr)
+        ratios, t = self.half_log_snr[known], np.flatnonzero(known)
+        least, most = ratios[-1], ratios[0]
+        if not least - 1e-9 <= half_log_snr <= most + 1e-9:  # the ends themselves may be off by a rounding
+            raise ConfigError(
+                f"log(signal / noise) = {half_log_snr:g} is outside the schedule; choose it in [{least:g}, {most:g}]"
+            )
+        return self.level(float(np.interp(-half_log_snr, -ratios, t)))
 
     def add_noise(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Noise photos for training: x_t = signal * x0 + noise * eps.

@@ -38,7 +38,7 @@ class Posterior:
         """The posterior of this schedule's noising process, which starts at the photo itself."""
         alpha_bar = schedule.alpha_bar
         previous = np.append(1.0, alpha_bar[:-1])
-        beta = 1 - alpha_bar / previous
+        beta = schedule.betas
         small = beta * (1 - previous) / (1 - alpha_bar)
         small[0] = small[1] if len(small) > 1 else beta[0]
         return cls(

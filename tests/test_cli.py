@@ -790,7 +790,7 @@ def test_info_describes_a_model(tiny, run, model, labelled):
     assert facts["model"] == "tiny"
     assert facts["photo size"] == [SIDE, SIDE]
     assert facts["labels"] is None
-    assert facts["weights sha256"] == load_model(model).weights
+    assert facts["weights sha256"] == load_model(model).fingerprint
     assert facts["grid"] == {"steps": 4, "spacing": "leading", "timesteps": [0, 250, 500, 750]}
     assert json.loads(run("info", labelled, "--json").stdout)["labels"] == LABELS["names"]
     plain = run("info", model).stdout
@@ -1026,7 +1026,7 @@ def test_pictures_carry_their_settings_and_no_paths(tiny, photos, model, tmp_pat
         assert set(texts) == {"parameters", "ddim_edit"}
         everything = " ".join(texts.values())
         assert not any(str(place) in everything for place in (tmp_path, model.parent, photos[0].parent, Path.home()))
-        assert json.loads(texts["ddim_edit"])["model"]["weights"] == load_model(model).weights
+        assert json.loads(texts["ddim_edit"])["model"]["weights"] == load_model(model).fingerprint
     assert "num_inference_steps 2" in read_metadata(tmp_path / "drawn" / "seed0000.png")["parameters"]
     assert "seed 0" in read_metadata(tmp_path / "back" / "a.png")["parameters"]
 

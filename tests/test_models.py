@@ -56,7 +56,7 @@ class TestSources:
         assert model.condition() is not None
 
     def test_the_bundled_model_is_a_folder_like_any_other(self):
-        assert cpu(BUNDLED["small"]).weights == bundled_model().weights
+        assert cpu(BUNDLED["small"]).fingerprint == bundled_model().fingerprint
 
     def test_folders_are_named_without_their_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         folder = save_pipeline_folder(tmp_path / "cats")
@@ -87,12 +87,12 @@ class TestHub:
     def test_a_cached_repository_needs_no_network(self, tmp_path: Path, attempts: list[object]):
         add_to_cache(tmp_path, 3, "main", "a" * 40)
         model = load_model(REPO, device="cpu", cache_dir=tmp_path, local_files_only=True)
-        assert (model.weights, model.name) == (hash_of(3), REPO)
+        assert (model.fingerprint, model.name) == (hash_of(3), REPO)
         assert attempts == []
 
     def test_the_cache_serves_when_the_network_is_down(self, tmp_path: Path, attempts: list[object]):
         add_to_cache(tmp_path, 3, "main", "a" * 40)
-        assert load_model(REPO, device="cpu", cache_dir=tmp_path).weights == hash_of(3)
+        assert load_model(REPO, device="cpu", cache_dir=tmp_path).fingerprint == hash_of(3)
         assert attempts
 
     @pytest.mark.parametrize(("revision", "seed"), [(None, 3), ("main", 3), ("v2", 4), ("b" * 40, 4)])
@@ -102,7 +102,7 @@ class TestHub:
         add_to_cache(tmp_path, 3, "main", "a" * 40)
         add_to_cache(tmp_path, 4, "v2", "b" * 40, safe=False)
         model = load_model(REPO, device="cpu", cache_dir=tmp_path, revision=revision, local_files_only=True)
-        assert model.weights == hash_of(seed)
+        assert model.fingerprint == hash_of(seed)
         assert attempts == []
 
     @pytest.mark.parametrize("local_files_only", [True, False])

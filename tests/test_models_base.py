@@ -46,7 +46,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> de.Model:
 class TestResized:
     def test_the_network_runs_at_another_size(self, plain: de.Model):
         model = plain.resized(16, 12)
-        assert (model.shape, model.image_size, model.weights) == ((3, 16, 12), (16, 12), plain.weights)
+        assert (model.shape, model.image_size, model.fingerprint) == ((3, 16, 12), (16, 12), plain.fingerprint)
         assert de.sample(model, [0], grid=2).shape == (1, 3, 16, 12)
         assert plain.shape == (3, 8, 8)
 
@@ -221,7 +221,7 @@ class TestWeightsHash:
 def test_a_space_changes_with_what_decoding_depends_on_and_with_nothing_else(plain: de.Model):
     assert replace(plain, name="other", notes=("x",), facts={}).space == plain.space
     changes: dict[str, dict[str, object]] = {
-        "weights": {"weights": "other"},
+        "weights": {"fingerprint": "other"},
         "schedule": {"schedule": de.NoiseSchedule.from_config({"beta_schedule": "scaled_linear"})},
         "prediction": {"prediction": de.PredictionType.V},
         "shape": {"shape": (3, 8, 16)},

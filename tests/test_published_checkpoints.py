@@ -71,7 +71,7 @@ side = model.image_size[1]
 photo = torch.linspace(-1, 1, side).expand(1, 3, side, side)
 latents = de.encode(model, photo, grid=2)
 print(json.dumps({
-    "weights": model.weights, "shape": list(latents.x.shape), "finite": bool(latents.x.isfinite().all()),
+    "weights": model.fingerprint, "shape": list(latents.x.shape), "finite": bool(latents.x.isfinite().all()),
     "psnr": latents.photos[0].quality.psnr, "parameters": model.facts["parameters"],
     "MiB imported": imported, "MiB loaded": loaded, "MiB peak": peak(),
     "s load": ready - started, "s round trip": time.perf_counter() - ready,
@@ -124,7 +124,7 @@ def test_it_is_read_as_its_files_say(narrow: Model):
     assert (len(narrow.schedule), narrow.schedule.clean_alpha_bar, narrow.schedule.steps_offset) == (1000, 1.0, 0)
     assert narrow.labels is None
     assert [note.partition(";")[0] for note in narrow.notes] == ["the scheduler file asks for clip_sample"]
-    assert narrow.weights == weights_hash(random_weights(NARROW))
+    assert narrow.fingerprint == weights_hash(random_weights(NARROW))
 
 
 def test_it_computes_what_diffusers_computes(narrow: Model, tmp_path: Path):
@@ -151,7 +151,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="peak memory is re
 @on_linux
 def test_a_round_trip_needs_no_network(tmp_path: Path, narrow: Model):
     report = round_trip(write_folder(tmp_path / "m", NARROW, random_weights(NARROW), safe=True))
-    assert (report["weights"], report["shape"], report["finite"]) == (narrow.weights, [1, 3, 64, 64], True)
+    assert (report["weights"], report["shape"], report["finite"]) == (narrow.fingerprint, [1, 3, 64, 64], True)
 
 
 @on_linux

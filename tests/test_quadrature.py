@@ -195,9 +195,11 @@ class TestRefinedGrids:
 
     def test_step_sizes_are_differences_of_log_snr(self):
         grid = Grid.build(LINEAR, 10, "quadratic")
-        log_snr = [LINEAR.log_snr[int(t)] for t in grid.timesteps]
+        half_log_snr = [LINEAR.half_log_snr[int(t)] for t in grid.timesteps]
         assert grid.step_sizes()[0] == math.inf
-        np.testing.assert_allclose(grid.step_sizes()[1:], [a - b for a, b in itertools.pairwise(log_snr)], rtol=1e-9)
+        np.testing.assert_allclose(
+            grid.step_sizes()[1:], [a - b for a, b in itertools.pairwise(half_log_snr)], rtol=1e-9
+        )
 
     def test_between_is_half_way_in_log_snr(self):
         grid = Grid.build(LINEAR, 10)

@@ -22,7 +22,7 @@ def schedule(**config: object) -> NoiseSchedule:
     return NoiseSchedule.from_config(config)
 
 
-def log_snr(level: Level) -> float:
+def half_log_snr(level: Level) -> float:
     return math.log(level.signal / level.noise)
 
 
@@ -104,16 +104,16 @@ class TestLevels:
 
     @pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
     def test_log_snr_is_linear_between_timesteps(self, linear_schedule: NoiseSchedule, share: float):
-        below, above = log_snr(linear_schedule.level(41)), log_snr(linear_schedule.level(42))
-        between = log_snr(linear_schedule.level(41 + share))
+        below, above = half_log_snr(linear_schedule.level(41)), half_log_snr(linear_schedule.level(42))
+        between = half_log_snr(linear_schedule.level(41 + share))
         assert between == pytest.approx((1 - share) * below + share * above, abs=1e-12)
 
     def test_log_snr_table_agrees_with_the_levels(self, linear_schedule: NoiseSchedule):
-        assert linear_schedule.log_snr[300] == pytest.approx(log_snr(linear_schedule.level(300)), abs=1e-12)
+        assert linear_schedule.half_log_snr[300] == pytest.approx(half_log_snr(linear_schedule.level(300)), abs=1e-12)
 
     def test_below_a_zero_snr_top_the_signal_is_linear(self):
         ours = schedule(rescale_betas_zero_snr=True)
-        assert ours.log_snr[999] == -math.inf
+        assert ours.half_log_snr[999] == -math.inf
         assert ours.level(998.5).signal == pytest.approx(ours.level(998).signal / 2, rel=1e-12)
 
     @pytest.mark.parametrize("t", [-1, -0.001, 999.001, 1000, math.nan])
@@ -130,13 +130,13 @@ class TestLevelAt:
     @pytest.mark.parametrize("t", [0, 0.4, 17, 500.125, 998.5, 999])
     def test_is_the_inverse_of_level(self, shape: str, t: float):
         ours = schedule(beta_schedule=shape)
-        level = ours.level_at(log_snr(ours.level(t)))
+        level = ours.level_at(half_log_snr(ours.level(t)))
         assert level.t == pytest.approx(t, abs=1e-6)
-        assert log_snr(level) == pytest.approx(log_snr(ours.level(t)), abs=1e-9)
+        assert half_log_snr(level) == pytest.approx(half_log_snr(ours.level(t)), abs=1e-9)
 
     def test_ends_below_a_zero_snr_top(self):
         ours = schedule(rescale_betas_zero_snr=True)
-        assert ours.level_at(log_snr(ours.level(998))).t == pytest.approx(998)
+        assert ours.level_at(half_log_snr(ours.level(998))).t == pytest.approx(998)
         with pytest.raises(ConfigError, match="outside the schedule"):
             ours.level_at(-50)
 

@@ -37,7 +37,7 @@ class TestLayoutsAndFormats:
     @pytest.mark.parametrize("safe", [False, True])
     def test_attention_layers_under_their_old_names(self, tmp_path: Path, at_root: bool, safe: bool):
         folder = save_pipeline_folder(tmp_path / "m", at_root=at_root)
-        expected = cpu(folder).weights
+        expected = cpu(folder).fingerprint
         if safe:
             file = next(folder.rglob(f"{STEM}.safetensors"))
             save_file(with_old_names(load_file(file)), file)
@@ -45,7 +45,7 @@ class TestLayoutsAndFormats:
             to_bin(folder, with_old_names)
         model = cpu(folder)
         assert_is(model)
-        assert model.weights == expected
+        assert model.fingerprint == expected
 
     def test_safetensors_before_bin(self, tmp_path: Path):
         folder = save_pipeline_folder(tmp_path / "m", tiny_unet(1))
@@ -60,9 +60,9 @@ class TestLayoutsAndFormats:
             cpu(save_pipeline_folder(tmp_path / "fp32", half.float())),
             *(cpu(tmp_path / "fp16", dtype) for dtype in ("bf16", "fp16", "fp64")),
         ]
-        assert len({model.weights for model in same}) == 1
-        assert len(same[0].weights) == 64
-        assert cpu(save_pipeline_folder(tmp_path / "other", tiny_unet(6))).weights != same[0].weights
+        assert len({model.fingerprint for model in same}) == 1
+        assert len(same[0].fingerprint) == 64
+        assert cpu(save_pipeline_folder(tmp_path / "other", tiny_unet(6))).fingerprint != same[0].fingerprint
 
     def test_half_precision_files_are_run_in_float32(self, tmp_path: Path):
         half = tiny_unet(5).half()

@@ -54,7 +54,7 @@ def _model_facts(model: "Model", grid: "Grid") -> dict[str, object]:
         "timesteps": len(model.schedule),
         "labels": None if labels is None else (list(labels.names) or labels.count),
         "null label": None if labels is None else labels.null,
-        "weights sha256": model.weights,
+        "weights sha256": model.fingerprint,
         "schedule": model.schedule.digest,
         **model.facts,
         "device": str(model.device),

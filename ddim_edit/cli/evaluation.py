@@ -84,7 +84,7 @@ def evaluate_model(  # noqa: PLR0913
             batch_size=batch_size,
             on_batch=bar.advance,
         )
-    facts = {"model": model.name, "weights": model.weights, "labels": labels, "seed": seed}
+    facts = {"model": model.name, "weights": model.fingerprint, "labels": labels, "seed": seed}
     click.echo(json.dumps(facts | _row(result, found)) if as_json else _table(result))
     for failure in found.failures:
         click.echo(f"failed: {failure.error}", err=True)

@@ -132,7 +132,7 @@ class Model:
         codec: between pixels and x.
         labels: the classes, or None for an unconditional model.
         name: for people.
-        weights: a hash that identifies the network; latents of one network are not decoded with another.
+        fingerprint: says which network it is, as a hash of its weights does; latents are not decoded with another.
         size_multiple: h and w must be multiples of this.
         device: where the network lives.
         notes: what a user should be told once (a setting of the checkpoint that is not applied, say).
@@ -148,7 +148,7 @@ class Model:
     codec: Codec = field(default_factory=PixelCodec)
     labels: Labels | None = None
     name: str = "custom"
-    weights: str = ""
+    fingerprint: str = ""
     size_multiple: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     notes: tuple[str, ...] = ()
@@ -197,7 +197,7 @@ class Model:
             PredictionType.parse(prediction),
             shape,
             name=name,
-            weights=f"function:{name}",
+            fingerprint=f"function:{name}",
             device=device,
         )
 
@@ -210,7 +210,7 @@ class Model:
     def space(self) -> dict[str, object]:
         """What must agree for latents to be decoded: JSON, recorded in latents files."""
         return {
-            "weights": self.weights,
+            "weights": self.fingerprint,
             "schedule": self.schedule.digest,
             "codec": self.codec.name,
             "prediction": str(self.prediction),

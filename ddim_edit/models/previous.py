@@ -26,9 +26,8 @@ class FromPrevious:
 
     @cached_property
     def _tables(self) -> tuple[Array, Array]:
-        alpha_bar = self.schedule.alpha_bar
-        alpha = alpha_bar / np.append(1.0, alpha_bar[:-1])
-        return np.sqrt(alpha), np.sqrt(1 - alpha_bar) / (1 - alpha)
+        beta = self.schedule.betas
+        return np.sqrt(1 - beta), np.sqrt(1 - self.schedule.alpha_bar) / beta
 
     def __call__(self, x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         """Run one forward and solve for eps."""

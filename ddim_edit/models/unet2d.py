@@ -110,7 +110,7 @@ def load(folder: Path, *, name: str, device: torch.device, dtype: torch.dtype) -
         shape=_shape(config, network_folder),
         labels=_labels(config, network_folder, folder),
         name=name,
-        weights=weights_hash(weights),
+        fingerprint=weights_hash(weights),
         size_multiple=2 ** (len(cast(list[str], module.config["down_block_types"])) - 1),
         device=device,
         notes=_notes(scheduler),

@@ -105,7 +105,7 @@ class Implicit(Solver):
             return y
         x0, before, *_ = state.memory
         if i > 2 and there.signal:
-            ratio = (here.log_snr - there.log_snr) / (grid[i - 2].log_snr - here.log_snr)
+            ratio = (here.half_log_snr - there.half_log_snr) / (grid[i - 2].half_log_snr - here.half_log_snr)
             x0 = x0 + AHEAD * ratio * (x0 - before)
         return there.signal * x0 + there.noise / here.noise * (y - here.signal * x0)
 
@@ -168,7 +168,7 @@ def _relaxation(here: Level, there: Level) -> float:
     that the denoiser keeps. For kappa in [0, 1] the best step is 2 / (1 + exp(-h)); where the noise is low, kappa
     lies around 1 and the best step is 1.
     """
-    h = here.log_snr - there.log_snr if here.noise and there.signal else 0.0
+    h = here.half_log_snr - there.half_log_snr if here.noise and there.signal else 0.0
     return 1 + (2 / (1 + math.exp(-h)) - 1) * there.noise**4
 
 

@@ -77,9 +77,9 @@ class DpmSolver2M(_Multistep):
 
     def combined(self, x: Tensor, here: Level, there: Level, known: list[tuple[Level, Tensor]]) -> Tensor:
         """The data-prediction step, with the photo extrapolated to the middle of the step."""
-        h = there.log_snr - here.log_snr
+        h = there.half_log_snr - here.half_log_snr
         x0 = known[0][1]
         if len(known) == 2:
-            before = here.log_snr - known[1][0].log_snr
+            before = here.half_log_snr - known[1][0].half_log_snr
             x0 = x0 + h / (2 * before) * (x0 - known[1][1])
         return there.noise / here.noise * x - there.signal * math.expm1(-h) * x0

@@ -93,12 +93,12 @@ class Dop853(_Symmetric):
     def _photo(self, denoise: Denoiser, grid: Grid, here: Level, there: Level, x: Tensor) -> tuple[Tensor, int]:
         from scipy.integrate import solve_ivp
 
-        def slope(log_snr: float, x_bar: np.ndarray) -> np.ndarray:
-            level = grid.level_at(log_snr)
+        def slope(half_log_snr: float, x_bar: np.ndarray) -> np.ndarray:
+            level = grid.level_at(half_log_snr)
             at = (level.signal * torch.from_numpy(x_bar).view_as(x)).to(x)
-            return -math.exp(-log_snr) * denoise(at, level).eps.double().cpu().numpy().ravel()
+            return -math.exp(-half_log_snr) * denoise(at, level).eps.double().cpu().numpy().ravel()
 
-        span = [level.log_snr for level in (here, there)]
+        span = [level.half_log_snr for level in (here, there)]
         start = (x.double() / here.signal).cpu().numpy().ravel()
         run = solve_ivp(slope, span, start, method="DOP853", rtol=self.tolerance, atol=self.tolerance)
         if not run.success:

@@ -21,9 +21,15 @@ SCHEDULES = ("linear", "scaled_linear", "cosine")
 MIN_LINEAR_STEPS = 25  # with fewer, the betas of a linear schedule, scaled to reach the same top, come near 1
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Settings that the stored state depends on: they may not change when a run goes on.
-_FIXED = ("size", "channels", "layers", "attention", "dropout", "class_cond", "learn_sigma", "diffusion_steps")
 FIXED = (
-    *_FIXED,
+    "size",
+    "channels",
+    "layers",
+    "attention",
+    "dropout",
+    "class_cond",
+    "learn_sigma",
+    "diffusion_steps",
     "schedule",
     "target",
     "schedule_sampler",

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 
 from ddim_edit.errors import ConfigError
@@ -178,7 +177,6 @@ def _scheduler_of(model: Model) -> dict[str, object]:
     """The scheduler of a fine-tuned model: its own, as a DDIMScheduler that does not clip."""
     given = dict(cast(Mapping[str, object], model.facts["scheduler"]))
     if NoiseSchedule.from_config(given).digest != model.schedule.digest:  # given betas are not among the facts
-        alpha_bar = model.schedule.alpha_bar
-        given["trained_betas"] = (1 - alpha_bar / np.append(1.0, alpha_bar[:-1])).tolist()
-        given["num_train_timesteps"] = len(alpha_bar)
+        given["trained_betas"] = model.schedule.betas.tolist()
+        given["num_train_timesteps"] = len(model.schedule)
     return {**given, "_class_name": "DDIMScheduler", "clip_sample": False}

@@ -97,7 +97,7 @@ class Objective:
 
     def _moments(self, said: Tensor, noised: Noised) -> Tensor:
         _, eps, x_t, t = noised
-        snr = rows_of(np.exp(2 * self.schedule.log_snr), t, x_t)
+        snr = rows_of(np.exp(2 * self.schedule.half_log_snr), t, x_t)
         return moments_error(self._prediction(said, x_t, t).eps, eps, snr.flatten())
 
     def _bound(self, said: Tensor, learned: Tensor | None, noised: Noised) -> Tensor:
@@ -137,7 +137,7 @@ def snr_weights(schedule: NoiseSchedule, target: str, *, most: float, least: flo
     `most` is gamma of min-SNR (arXiv 2303.09556), `least` the truncation of arXiv 2202.00512, section 4, which uses 1:
     at high noise a wrong colour of the whole picture is a tiny error of eps, and without it hardly learned.
     """
-    snr = np.exp(2 * schedule.log_snr)
+    snr = np.exp(2 * schedule.half_log_snr)
     clipped = np.clip(snr, least, most)
     if target == PredictionType.EPSILON:
         return clipped / snr
