@@ -14,6 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ddim_edit.batch import PhotoBatches as PhotoBatches
+    from ddim_edit.batch import encode_photos as encode_photos
     from ddim_edit.decoding import decode as decode
     from ddim_edit.decoding import sample as sample
     from ddim_edit.decoding import seed_latents as seed_latents
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from ddim_edit.ode import Step as Step
     from ddim_edit.ode import integrate as integrate
     from ddim_edit.ode import walk as walk
+    from ddim_edit.recipe import Recipe as Recipe
     from ddim_edit.schedule import Level as Level
     from ddim_edit.schedule import NoiseSchedule as NoiseSchedule
     from ddim_edit.sheets import sheet as sheet
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
     from ddim_edit.video import write_video as write_video
 
 _HOMES = {
+    "batch": ("PhotoBatches", "encode_photos"),
     "decoding": ("decode", "sample", "seed_latents"),
     "denoiser": ("Condition", "Denoiser", "MapX0", "Prediction", "PredictionType", "clip", "dynamic_threshold"),
     "errors": ("DdimEditError",),
@@ -89,6 +93,7 @@ _HOMES = {
     "motion": ("Motion",),
     "noise": ("gaussian",),
     "ode": ("Step", "integrate", "walk"),
+    "recipe": ("Recipe",),
     "schedule": ("Level", "NoiseSchedule"),
     "sheets": ("sheet", "strip"),
     "solvers": ("SOLVERS", "Ddim", "Solver", "State"),

@@ -60,7 +60,8 @@ def encode(  # noqa: PLR0913
         on_step: called after every step in either direction; may replace the state.
 
     Returns:
-        Latents of B photos on the CPU, with one record per photo.
+        Latents of B photos on the CPU, with one record per photo. All B are shown to the network at once: for many
+        photos see `encode_photos`, or `Model.micro_batched`.
 
     Raises:
         ConfigError: pixels of the wrong shape, range or precision, or settings that cannot work.

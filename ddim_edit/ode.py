@@ -14,7 +14,7 @@ from ddim_edit.denoiser import Denoiser, Prediction
 from ddim_edit.errors import NumericsError
 from ddim_edit.grid import Grid
 from ddim_edit.schedule import Level
-from ddim_edit.solvers.base import Solver, State
+from ddim_edit.solvers.base import State, Stepper
 
 Direction = Literal["clean", "noise"]
 
@@ -43,7 +43,7 @@ OnStep = Callable[[Step], State | None]
 
 def walk(
     denoise: Denoiser,
-    solver: Solver,
+    stepper: Stepper,
     grid: Grid,
     state: State,
     *,
@@ -54,7 +54,7 @@ def walk(
 
     Args:
         denoise: predicts from (x, level).
-        solver: makes the steps.
+        stepper: makes the steps; a `Solver`, as a rule.
         grid: the levels; `toward="clean"` starts at grid[grid.steps], `toward="noise"` at grid[0].
         state: where to start.
         toward: the direction.
@@ -65,7 +65,7 @@ def walk(
     """
     steps = grid.steps
     intervals = range(steps, 0, -1) if toward == "clean" else range(1, steps + 1)
-    make_step = solver.toward_clean if toward == "clean" else solver.toward_noise
+    make_step = stepper.toward_clean if toward == "clean" else stepper.toward_noise
     for index, i in enumerate(intervals, start=1):
         state, prediction = make_step(denoise, grid, i, state)
         step = Step(index, steps, grid[i - 1] if toward == "clean" else grid[i], state, prediction)
@@ -75,14 +75,14 @@ def walk(
                 "run the network in fp32 and check its weights and the input"
             )
         if on_step and (replaced := on_step(step)) is not None:
-            state = solver.resume(replaced)
+            state = stepper.resume(replaced)
             step = replace(step, state=state)
         yield step
 
 
 def integrate(
     denoise: Denoiser,
-    solver: Solver,
+    stepper: Stepper,
     grid: Grid,
     state: State,
     *,
@@ -90,6 +90,6 @@ def integrate(
     on_step: OnStep | None = None,
 ) -> State:
     """Run `walk` to its end and return the last state. Arguments and errors are those of `walk`."""
-    for step in walk(denoise, solver, grid, state, toward=toward, on_step=on_step):
+    for step in walk(denoise, stepper, grid, state, toward=toward, on_step=on_step):
         state = step.state
     return state

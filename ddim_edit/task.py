@@ -12,7 +12,7 @@ from ddim_edit.errors import ConfigError
 from ddim_edit.grid import Grid
 from ddim_edit.metrics import changed_8bit, mse
 from ddim_edit.ode import OnStep, integrate, walk
-from ddim_edit.solvers import Solver, State
+from ddim_edit.solvers import Solver, State, Stepper
 
 EVERY_BYTE_RMS = 3e-4  # on [0, 1]: small enough that the largest error of a photo usually stays below half a byte
 
@@ -91,12 +91,12 @@ class Task:
         """Network forwards that one look at one step takes, at most."""
         return math.ceil(self.solver.evaluations(self.grid.steps) / self.grid.steps) * self.denoise.cost
 
-    def to_noise(self, rows: Tensor, solver: Solver, x0: Tensor | None = None) -> Walk:
-        """Walk these rows' photos, or x0 in their place, to noise with this solver."""
+    def to_noise(self, rows: Tensor, stepper: Stepper, x0: Tensor | None = None) -> Walk:
+        """Walk these rows' photos, or x0 in their place, to noise with this stepper."""
         state = State.start(self.x0[rows] if x0 is None else x0)
         denoise = select_rows(self.denoise, rows)
         path: list[tuple[float, Tensor]] = []
-        for step in walk(denoise, solver, self.grid, state, toward="noise", on_step=self.on_step):
+        for step in walk(denoise, stepper, self.grid, state, toward="noise", on_step=self.on_step):
             state = step.state
             if self.keep_every and step.index % self.keep_every == 0:
                 path.append((step.level.t, state.x.cpu()))

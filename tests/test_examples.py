@@ -33,6 +33,13 @@ def test_round_trip(photos: list[Path], tmp_path: Path) -> None:
     assert (tmp_path / "round_trip.png").exists()
 
 
+def test_encode_folder(photos: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no photo")
+    assert load("encode_folder").main(tmp_path, tmp_path / "out", batch_size=2) == (3, 1)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {f"{path.stem}.safetensors" for path in photos}
+    assert "failed: " in capsys.readouterr().out
+
+
 def test_morph_video(photos: list[Path], tmp_path: Path) -> None:
     assert load("morph_video").main(photos, tmp_path, frames=7, steps=2) == 7
     assert {path.name for path in tmp_path.glob("*.*p*")} >= {"morph.webp", "paths.png"}

@@ -206,8 +206,8 @@ class TestCommands:
             ("roundtrip in --eta 0.5 --solver ab2", 2, "leave --solver and goals out"),
             ("roundtrip in --eta 0.5 --budget 90", 2, "leave --solver and goals out"),
             ("roundtrip in --eta 0.5 --inverse exact", 1, "or use the inverse recorded"),
-            ("roundtrip in --inverse recorded", 1, "adds no noise that could be recorded"),
-            ("roundtrip in --eta 2", 1, "choose it in [0, 1]"),
+            ("roundtrip in --inverse recorded", 2, "adds no noise that could be recorded"),
+            ("roundtrip in --eta 2", 2, "choose it in [0, 1]"),
             ("interpolate in --eta 0.5 --decode-steps 5", 1, "leave the grid as it was"),
             ("interpolate --seeds 0,1 --solver heun -o out", 2, "--seeds are drawn, not encoded"),
             (

@@ -1,6 +1,6 @@
 """Solvers: how to step between neighbouring levels of a grid. One file per family; add yours to SOLVERS."""
 
-from ddim_edit.solvers.base import Solver, State
+from ddim_edit.solvers.base import Solver, State, Stepper
 from ddim_edit.solvers.ddim import Ddim
 from ddim_edit.solvers.implicit import Implicit
 from ddim_edit.solvers.leapfrog import Lattice, Leapfrog
@@ -23,4 +23,4 @@ _ALL: tuple[type[Solver], ...] = (
 )
 SOLVERS: dict[str, type[Solver]] = {solver.name: solver for solver in _ALL}
 
-__all__ = ["SOLVERS", "Ddim", "Implicit", "Lattice", "Recorder", "Solver", "State"]
+__all__ = ["SOLVERS", "Ddim", "Implicit", "Lattice", "Recorder", "Solver", "State", "Stepper"]

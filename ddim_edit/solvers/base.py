@@ -1,7 +1,8 @@
-"""The protocol of a solver, and the state that it steps.
+"""What steps, and the state that it steps.
 
-A solver is a frozen dataclass whose fields are JSON values. It keeps nothing between steps: what a step needs
-to remember goes into the `State` that it returns, and no tensor that it is given is ever changed in place.
+A `Stepper` is all that the loop needs. A `Solver` is one that users choose: a frozen dataclass whose fields are JSON
+values. Neither keeps anything between steps: what a step needs to remember goes into the `State` that it returns, and
+no tensor that it is given is ever changed in place.
 """
 
 from abc import ABC, abstractmethod
@@ -87,8 +88,27 @@ class State:
         )
 
 
-class Solver(ABC):
+class Stepper(ABC):
     """Steps over one interval of a grid, in either direction. Interval i lies between grid[i - 1] and grid[i]."""
+
+    @abstractmethod
+    def toward_clean(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
+        """From grid[i] to grid[i - 1]. Returns the new state and the prediction that the step was made with."""
+
+    @abstractmethod
+    def toward_noise(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
+        """From grid[i - 1] to grid[i], explicitly: the prediction is made at the level that is left.
+
+        At i = 1 that level is clean, which no network knows: the network is asked at grid[1] instead.
+        """
+
+    def resume(self, state: State) -> State:
+        """Go on from a state that a callback put in place of the last step's: forget what no longer fits it."""
+        return replace(state, memory=())
+
+
+class Solver(Stepper):
+    """A way to decode, and how it is undone."""
 
     name: ClassVar[str]
     order: ClassVar[int]
@@ -102,24 +122,9 @@ class Solver(ABC):
     def deterministic(self) -> bool:
         """Whether the steps draw no noise; only then can a photo be encoded."""
 
-    @abstractmethod
-    def toward_clean(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
-        """From grid[i] to grid[i - 1]. Returns the new state and the prediction that the step was made with."""
-
-    @abstractmethod
-    def toward_noise(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
-        """From grid[i - 1] to grid[i], explicitly: the prediction is made at the level that is left.
-
-        At i = 1 that level is clean, which no network knows: the network is asked at grid[1] instead.
-        """
-
     def evaluations(self, steps: int) -> int:
         """How often the denoiser is asked on a walk over so many steps, at most; not of solvers that iterate."""
         return steps
-
-    def resume(self, state: State) -> State:
-        """Go on from a state that a callback put in place of the solver's own: forget what no longer fits it."""
-        return replace(state, memory=())
 
     @property
     def settings(self) -> dict[str, object]:

@@ -8,7 +8,6 @@ one-step solver and any prediction type, because only the step itself is ever co
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from ddim_edit.denoiser import Denoiser, Prediction, select_rows
 from ddim_edit.grid import Grid
 from ddim_edit.schedule import Level
-from ddim_edit.solvers.base import Solver, State, UndoneBy
+from ddim_edit.solvers.base import Solver, State, Stepper
 from ddim_edit.solvers.ddim import Ddim
 from ddim_edit.solvers.fixed_point import Enough, Moves, solve
 from ddim_edit.solvers.spending import outlooks, scale_of, worth_another_look
@@ -27,7 +26,7 @@ AHEAD = 0.75  # how much of the change of the predicted photo is expected to go 
 
 
 @dataclass(frozen=True)
-class Implicit(Solver):
+class Implicit(Stepper):
     """Toward clean the inner solver, toward noise its exact inverse, solved photo by photo.
 
     Args:
@@ -45,14 +44,6 @@ class Implicit(Solver):
     budget: Tensor | None = None
     limit: int = ITERATIONS
     warm: bool = True
-    name: ClassVar[str] = "implicit"
-    order: ClassVar[int] = 1
-    undone_by: ClassVar[UndoneBy] = "itself"
-
-    @property
-    def deterministic(self) -> bool:
-        """As the inner solver."""
-        return self.inner.deterministic
 
     def toward_clean(self, denoise: Denoiser, grid: Grid, i: int, state: State) -> tuple[State, Prediction]:
         """The inner solver's step."""

@@ -7,7 +7,6 @@ next is kept. With that noise, the solver decodes through the same versions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from ddim_edit.denoiser import Denoiser, Prediction
 from ddim_edit.grid import Grid
 from ddim_edit.schedule import Level
-from ddim_edit.solvers.base import Solver, State, StepNoise, UndoneBy
+from ddim_edit.solvers.base import State, StepNoise, Stepper
 from ddim_edit.solvers.ddim import Ddim
 from ddim_edit.solvers.implicit import first_noisy
 
@@ -40,7 +39,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Recorder(Solver):
+class Recorder(Stepper):
     """Steps toward clean through noisy versions of photos; its memory is the noise of the steps so far.
 
     The noise of the cleanest step comes first: of a whole walk, it is what `noise.GivenNoise` takes.
@@ -54,14 +53,6 @@ class Recorder(Solver):
     inner: Ddim
     x0: Tensor
     x1: Tensor
-    name: ClassVar[str] = "recorder"
-    order: ClassVar[int] = 1
-    undone_by: ClassVar[UndoneBy] = "itself"
-
-    @property
-    def deterministic(self) -> bool:
-        """As the inner solver: never."""
-        return self.inner.deterministic
 
     @classmethod
     def of(cls, inner: Ddim, x0: Tensor, denoise: Denoiser, grid: Grid) -> "tuple[Recorder, State]":
