@@ -167,6 +167,7 @@ TABLE = {
     "cli.run": May(f"{NUMERICS} {VERBS} {USES} cli.options", "click", "torch tqdm"),
     "cli.method": May(f"{NUMERICS} {VERBS} cli.options cli.packing", "click"),
     "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch"),
+    "cli.decoding": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run", "click"),
     "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch numpy"),
     "cli.evaluation": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click"),
     "cli.training": May(
@@ -193,7 +194,7 @@ TABLE = {
         f"{NUMERICS} experiments {EXPERIMENTS} cli.conduct cli.interpolate cli.method cli.options cli.values", "click"
     ),
     "cli": May(
-        "errors cli.about cli.corners cli.demo cli.evaluation cli.experiment cli.interpolate cli.mix "
+        "errors cli.about cli.corners cli.decoding cli.demo cli.evaluation cli.experiment cli.interpolate cli.mix "
         "cli.photos cli.pictures cli.training",
         "click",
     ),

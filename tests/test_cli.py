@@ -366,6 +366,37 @@ def test_decode_takes_the_folder_that_encode_writes(tiny, photos, tmp_path):
     assert all(whole[name] == single[name] for name in ("a.png", "b.png", "c.png"))
 
 
+def test_decode_resumes_what_is_left_of_it(tiny, run, model, photos, tmp_path):
+    tiny("encode", *photos, "-n", 2)
+    tiny("decode", "latents", "-o", "back")
+    whole = files_in(tmp_path / "back")
+    (tmp_path / "back" / "b.png").unlink()
+    kept = (tmp_path / "back" / "a.png").stat().st_mtime_ns
+    outcome = tiny("decode", "latents", "-o", "back", "--resume")
+    assert "wrote back (1 done)" in outcome.said
+    assert (tmp_path / "back" / "a.png").stat().st_mtime_ns == kept
+    found = files_in(tmp_path / "back")
+    assert {name: found[name] for name in whole if name != "run.json"} == {
+        name: data for name, data in whole.items() if name != "run.json"
+    }
+    assert tiny("decode", "latents", "-o", "back", "--resume").stdout == ""
+    other = run("decode", "latents", "--model", model, "-n", 3, "-o", "back", "--resume")
+    assert other.code == 1
+    assert "back/a.png exists; choose another --output or pass --overwrite" in other.said
+    assert run("decode", "latents", "--model", model, "-o", "back", "--resume", "--no-metadata").code == 2
+
+
+def test_a_resumed_decode_draws_the_noise_of_each_picture(tiny, photos, tmp_path):
+    tiny("encode", *photos, "-n", 2)
+    flags = ["--eta", 1, "--seed", 5]
+    tiny("decode", "latents", *flags, "-o", "back")
+    whole = picture("back/c.png")
+    for name in "bc":
+        (tmp_path / "back" / f"{name}.png").unlink()
+    tiny("decode", "latents", *flags, "-o", "back", "--resume")
+    assert (picture("back/c.png") == whole).all()
+
+
 def test_decode_goes_on_where_a_file_is_damaged(run, tiny, model, photos, tmp_path):
     tiny("encode", *photos, "-n", 2)
     damaged = tmp_path / "latents" / "b.safetensors"

@@ -10,12 +10,13 @@ import click
 
 from ddim_edit.cli.about import doctor, info
 from ddim_edit.cli.corners import grid
+from ddim_edit.cli.decoding import decode
 from ddim_edit.cli.demo import demo
 from ddim_edit.cli.evaluation import evaluate_model
 from ddim_edit.cli.experiment import experiment
 from ddim_edit.cli.interpolate import interpolate
 from ddim_edit.cli.mix import mix
-from ddim_edit.cli.photos import decode, encode, roundtrip
+from ddim_edit.cli.photos import encode, roundtrip
 from ddim_edit.cli.pictures import sample
 from ddim_edit.cli.training import train
 from ddim_edit.errors import ConfigError, DdimEditError

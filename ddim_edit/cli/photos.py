@@ -1,7 +1,6 @@
-"""`encode`, `decode` and `roundtrip`: photos to latents and back."""
+"""`encode` and `roundtrip`: photos to latents, and back."""
 
 import json
-from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,10 +10,7 @@ from ddim_edit.cli import options, run
 from ddim_edit.cli.method import Method, fitted, method_options
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ddim_edit.batch import Failure, RoundTrip
-    from ddim_edit.grid import Grid
+    from ddim_edit.batch import RoundTrip
     from ddim_edit.images import Fit, Photo
     from ddim_edit.latents import Latents, PhotoRecord
     from ddim_edit.recipe import Recipe
@@ -123,96 +119,6 @@ def _encoded_line(photo: "PhotoRecord", steps: int, as_json: bool) -> str:
     quality = f"comes back with {photo.quality.psnr:.1f} dB; " if photo.quality else ""
     health = f"latent rms {photo.health.rms:.3f}" if photo.health else "encoded part of the way"
     return "\n".join([f"{photo.name}: {quality}{health}", *(f"  advice: {line}" for line in advice(photo))])
-
-
-@click.command()
-@click.argument("latents", nargs=-1, required=True, type=click.Path(path_type=Path))
-@options.output_option("decoded", "Folder for the pictures.")
-@options.grid_options
-@options.condition_options
-@options.eta_options
-@click.option("--seed", type=click.IntRange(0), help="Of noise, at eta > 0.  [default: 0, or what the latents carry]")
-@options.batch_option
-@click.option("--force", is_flag=True, help="Decode although the latents come from another model.")
-@options.metadata_option
-@options.model_options
-@options.running_options
-@click.pass_context
-def decode(  # noqa: PLR0913
-    ctx: click.Context,
-    *,
-    latents: tuple[Path, ...],
-    output: Path,
-    choice: options.ModelChoice,
-    grid: options.GridChoice,
-    condition: options.Condition,
-    randomness: options.Randomness,
-    seed: int | None,
-    batch_size: int,
-    force: bool,
-    metadata: bool,
-    running: options.Running,
-) -> int:
-    """Decode LATENTS (files or folders that encode wrote) into PNGs, by default the way they were encoded."""
-    from ddim_edit.batch import decode_in_batches
-    from ddim_edit.files import prepare_output, unique_names
-    from ddim_edit.images import write_image
-    from ddim_edit.recipe import Recipe
-
-    loaded, failures = _loaded(latents)
-    names = unique_names([name for part in loaded for name in part.names])
-    paths = [output / f"{name}.png" for name in names]
-    prepare_output(*paths, overwrite=running.overwrite)
-    model = choice.load()
-    for part in loaded if not force else ():
-        part.require_same(model.space, of=f"model {model.name}")
-    model = fitted(model, [part.solver for part in loaded])
-    only_steps = grid == options.GridChoice(grid.num_inference_steps, None, None, None)  # in the latents' own spacing
-    levels = grid.num_inference_steps if only_steps else grid.build(model.schedule)
-    denoiser = condition.denoiser(model) if condition.given else None
-    recipes = [Recipe.of(part, model, grid=levels, solver=randomness.solver(), denoiser=denoiser) for part in loaded]
-    record = run.Record(run.describe_run(ctx, model, _common_grid(recipes)), outputs=paths)
-    text = run.picture_metadata(record.description) if metadata else None
-    remaining = iter(paths)
-    total = sum(len(part) * recipe.grid.steps for part, recipe in zip(loaded, recipes, strict=True))
-    with run.Progress("decode", total, shown=running.progress) as bar:
-        for part, recipe, seeds in zip(loaded, recipes, _seeds_of(loaded, seed, randomness), strict=True):
-            for _, pictures in decode_in_batches(model, part, recipe, batch_size=batch_size, seeds=seeds, on_step=bar):
-                for picture in pictures:
-                    write_image(picture, next(remaining), metadata=text)
-    return run.finish(record, output, failures, done=len(paths), running=running)
-
-
-def _loaded(arguments: "Sequence[Path]") -> "tuple[list[Latents], list[Failure]]":
-    """What the files hold, with a name for every photo, and why some cannot be read; at least one can."""
-    from ddim_edit.batch import Failure
-    from ddim_edit.errors import LatentsError
-    from ddim_edit.latents import Latents, find_latents
-
-    loaded: list[Latents] = []
-    failures: list[Failure] = []
-    for path in find_latents(arguments):
-        try:
-            loaded.append(Latents.load(path).named(path.stem))
-        except LatentsError as error:
-            failures.append(Failure(str(path), str(error)))
-    if not loaded:
-        raise LatentsError(failures[0].error)
-    return loaded, failures
-
-
-def _common_grid(recipes: "Sequence[Recipe]") -> "Grid | None":
-    """The levels, where all are decoded on the same."""
-    first = recipes[0].grid
-    return first if all(recipe.grid.timesteps == first.timesteps for recipe in recipes) else None
-
-
-def _seeds_of(loaded: "Sequence[Latents]", seed: int | None, randomness: options.Randomness) -> list[list[int]]:
-    """Of the noise to draw: one a picture, however the pictures are spread over files; none for noise they carry."""
-    seeds = count(seed or 0)
-    own = [list(islice(seeds, len(part))) for part in loaded]
-    drawn = [bool(randomness.eta) and (seed is not None or part.noises is None) for part in loaded]
-    return [numbers if needed else [] for numbers, needed in zip(own, drawn, strict=True)]
 
 
 @click.command()

@@ -169,7 +169,8 @@ def picture_metadata(description: Mapping[str, object]) -> dict[str, str]:
     """What goes into a PNG: one line for people and the JSON for programs; neither holds paths or times."""
     arguments = description["arguments"]
     assert isinstance(arguments, dict)
-    hidden = {"photos", "latents", "output", "overwrite", "progress", "model", "cache_dir", "as_json", "metadata"}
+    told_elsewhere = {"photos", "latents", "output", "model", "cache_dir"}
+    hidden = told_elsewhere | {"overwrite", "progress", "as_json", "metadata", "resume"}
     # Not `in (None, False)`: a seed of 0 equals False, and is a setting.
     kept = {key: value for key, value in arguments.items() if not (key in hidden or value is None or value is False)}
     public = {key: description[key] for key in ("command", "model", "timesteps", "versions")} | {"arguments": kept}
