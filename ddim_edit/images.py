@@ -206,6 +206,11 @@ def enlarge(pixels: Tensor, scale: int) -> Tensor:
     return pixels if scale == 1 else pixels.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
 
 
+def visible_scale(width: int, wanted: int = 128) -> int:
+    """By how much to enlarge pictures of this width so that people can see them: to `wanted` pixels at most, or not."""
+    return max(1, wanted // width)
+
+
 @contextmanager
 def _opened(path: Path) -> Generator[Image.Image, None, None]:
     """Open a picture; whatever goes wrong with it inside the block becomes an ImageError."""

@@ -6,7 +6,7 @@ import pytest
 
 from ddim_edit.grid import Grid
 from ddim_edit.schedule import NoiseSchedule, Spacing
-from ddim_edit.solvers.spending import USUAL, Outlook, contractions, outlooks, scale_of, worth_another_look
+from ddim_edit.solvers.spending import USUAL, Outlook, contractions, hardness, outlooks, worth_another_look
 
 LINEAR = NoiseSchedule.from_config({})
 
@@ -47,7 +47,7 @@ class TestLooks:
                     swapped += (left[i] / one.rate) ** 2 + (left[j] * other.rate) ** 2
                     assert swapped >= best * (1 - 1e-9)
 
-    def test_the_scale_of_a_photo_does_not_matter(self):
+    def test_the_hardness_a_photo_does_not_matter(self):
         steps = outlooks(Grid.build(LINEAR, 10, "quadratic"))
         assert spent(steps, 30, 1e-3) == spent(steps, 30, 10.0)
 
@@ -73,11 +73,11 @@ class TestExpectations:
 
     def test_a_scale_is_learned_from_what_was_seen(self):
         steps = outlooks(Grid.build(LINEAR, 10, "quadratic"))
-        assert scale_of([], steps) == pytest.approx(USUAL)
+        assert hardness([], steps) == pytest.approx(USUAL)
         seen = [2.0 * step.error for step in steps]
-        scales = [scale_of(seen[:count], steps) for count in range(11)]
+        scales = [hardness(seen[:count], steps) for count in range(11)]
         assert scales == sorted(scales)
         assert scales[10] == pytest.approx(math.exp((math.log(USUAL) + 10 * math.log(2.0)) / 11))
 
     def test_a_residual_of_zero_breaks_nothing(self):
-        assert scale_of([0.0], outlooks(Grid.build(LINEAR, 10, "quadratic"))) > 0
+        assert hardness([0.0], outlooks(Grid.build(LINEAR, 10, "quadratic"))) > 0

@@ -57,7 +57,7 @@ def grid(  # noqa: PLR0913
     ddim-edit grid --seeds 0-3 -n 20
     """
     from ddim_edit.files import prepare_output, write_text
-    from ddim_edit.images import write_image
+    from ddim_edit.images import visible_scale, write_image
 
     facts = output.with_suffix(".json")
     if output.suffix.lower() != ".png":
@@ -72,7 +72,7 @@ def grid(  # noqa: PLR0913
     record = run.Record(run.describe_run(ctx, ready.model, ready.recipe.grid), outputs=[output, facts])
     latents, photos, tiles = _decoded(keys, ready, (rows, columns), mix, running)
     table = [list(tiles[row * columns : (row + 1) * columns]) for row in range(rows)]
-    picture, found = _sheet(table, latents, scale or max(1, 128 // tiles.shape[-1]))
+    picture, found = _sheet(table, latents, scale or visible_scale(tiles.shape[-1]))
     errors = _check(latents, photos, [table[0][0], table[0][-1], table[-1][0], table[-1][-1]])
     about = run.picture_metadata(record.description)
     corners = [

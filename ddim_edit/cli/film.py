@@ -55,9 +55,10 @@ class Film:
         self, plan: "Morph", checkpoint: "Checkpoint", output: Path, description: dict[str, object]
     ) -> dict[str, Any]:
         """Write film and sheet from the finished frames, and return what the manifest says."""
+        from ddim_edit.images import visible_scale
         from ddim_edit.video import write_video
 
-        scale = self.scale or max(1, 256 // plan.latents.x.shape[-1])
+        scale = self.scale or visible_scale(plan.latents.x.shape[-1], 256)
         places = _places(plan)
         report = _report(plan, checkpoint, places)
         about = run.picture_metadata(description)
@@ -164,7 +165,7 @@ def _report(plan: "Morph", checkpoint: "Checkpoint", places: list[dict[str, Any]
     return {
         "path": plan.path,
         "keys": _key_report(plan, checkpoint),
-        "steps": {"count": len(frames), "distance": "l2", **steps.to_json()},
+        "steps": {"count": len(steps.lengths), "distance": "l2", **steps.to_json()},
         "evaluations": {
             "plan": plan.looked * plan.cost + plan.compared,
             "frames": len(plan.positions) * plan.cost,

@@ -124,21 +124,17 @@ class Album:
 
     def close(self, text: Mapping[str, str] | None, columns: int = 8) -> None:
         """Write the sheet."""
-        from ddim_edit.images import write_image
+        from ddim_edit.images import visible_scale, write_image
         from ddim_edit.sheets import sheet
 
         starts = range(0, len(self._shown), columns)
         rows = [self._shown[start : start + columns] for start in starts]
         captions = [[f"seed {seed}" for seed in self._seeds[start : start + columns]] for start in starts]
         captions[-1] = captions[-1][: len(rows[-1])]
-        write_image(sheet(rows, captions=captions, scale=_scale(self._shown[0])), self.paths[-1], metadata=text)
+        picture = sheet(rows, captions=captions, scale=visible_scale(self._shown[0].shape[-1]))
+        write_image(picture, self.paths[-1], metadata=text)
         if len(self._shown) < len(self._seeds):
             click.echo(f"note: the sheet shows the first {SHEET} of {len(self._seeds)} pictures", err=True)
-
-
-def _scale(pictures: "Tensor") -> int:
-    """Enlarge small pictures by a whole factor, so that people can see them."""
-    return max(1, 128 // pictures.shape[-1])
 
 
 def _watch_path(output: Path) -> Path:
@@ -164,10 +160,11 @@ class Watching:
 
     def write(self, path: Path) -> None:
         """Draw two rows a picture: x_t above, predicted x0 below."""
-        from ddim_edit.images import write_image
+        from ddim_edit.images import visible_scale, write_image
         from ddim_edit.sheets import sheet
 
         first = self._tiles[0][0]
         rows = [[pair[kind][row] for pair in self._tiles] for row in range(len(first)) for kind in (0, 1)]
         names = ["current x", "predicted x0"] * len(first)
-        write_image(sheet(rows, row_titles=names, column_titles=self._titles, scale=_scale(first)), path)
+        scale = visible_scale(first.shape[-1])
+        write_image(sheet(rows, row_titles=names, column_titles=self._titles, scale=scale), path)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ddim_edit.experiments.base import Results, Setting, Summary
 from ddim_edit.experiments.store import picture_path
-from ddim_edit.images import read_picture
+from ddim_edit.images import read_picture, visible_scale
 from ddim_edit.plots import Curve
 from ddim_edit.sheets import sheet
 
@@ -35,9 +35,4 @@ def picture_sheet(results: Results, columns: Mapping[str, Setting], names: Seque
     """The pictures of the shown images, one row each, at the settings that the column titles name."""
     rows = names or results.shown
     tiles = [[read_picture(picture_path(results.root, place, name)) for place in columns.values()] for name in rows]
-    return sheet(tiles, row_titles=rows, column_titles=list(columns), scale=scale_of(tiles[0][0]))
-
-
-def scale_of(picture: Tensor, side: int = 128) -> int:
-    """By how much to enlarge a small picture so that people can see it."""
-    return max(1, side // picture.shape[-1])
+    return sheet(tiles, row_titles=rows, column_titles=list(columns), scale=visible_scale(tiles[0][0].shape[-1]))

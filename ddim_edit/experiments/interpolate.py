@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ddim_edit.batch import decode_in_batches
 from ddim_edit.experiments.base import Array, Cell, Experiment, Measure, Results, Sheet, Unit, Value, units_of
-from ddim_edit.experiments.charts import scale_of
 from ddim_edit.experiments.store import Store, picture_path
 from ddim_edit.files import unique_names
-from ddim_edit.images import read_picture
+from ddim_edit.images import read_picture, visible_scale
 from ddim_edit.interpolation import How, along, segments
 from ddim_edit.inversion import round_trip
 from ddim_edit.latents import Latents
@@ -170,7 +169,7 @@ def _sheets(results: Results) -> Iterator[Sheet]:
         chosen = sorted({round(place) for place in np.linspace(0, len(rows[0]) - 1, 11)})  # as many as the paper shows
         tiles = [[row[number] for number in chosen] for row in rows]
         titles = [f"{number / (len(rows[0]) - 1):.2f}" for number in chosen]
-        picture = sheet(tiles, row_titles=paths, column_titles=titles, scale=scale_of(tiles[0][0], 96))
+        picture = sheet(tiles, row_titles=paths, column_titles=titles, scale=visible_scale(tiles[0][0].shape[-1], 96))
         yield Sheet(f"line_{group}", f"{group}: one path in each row.", picture)
     yield from _grid_sheet(results)
 
@@ -180,7 +179,7 @@ def _grid_sheet(results: Results) -> Iterator[Sheet]:
         files = sorted(folder.glob("*.png"))
         side = int(folder.name.removeprefix("grid-"))
         tiles = [[read_picture(file) for file in files[row * side : (row + 1) * side]] for row in range(side)]
-        picture = sheet(tiles, scale=scale_of(tiles[0][0], 96))
+        picture = sheet(tiles, scale=visible_scale(tiles[0][0].shape[-1], 96))
         yield Sheet("grid", "Between four latents, which are the corners: slerp along the rows, then across.", picture)
 
 

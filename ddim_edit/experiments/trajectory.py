@@ -9,10 +9,10 @@ from torch import Tensor
 from ddim_edit.decoding import sample
 from ddim_edit.denoiser import Denoiser
 from ddim_edit.experiments.base import Experiment, Measure, Results, Sheet, Unit, Value
-from ddim_edit.experiments.charts import against, scale_of
+from ddim_edit.experiments.charts import against
 from ddim_edit.experiments.store import Store, picture_path
 from ddim_edit.grid import Grid
-from ddim_edit.images import read_picture
+from ddim_edit.images import read_picture, visible_scale
 from ddim_edit.metrics import mse
 from ddim_edit.models.base import Model
 from ddim_edit.noise import seed_name
@@ -99,7 +99,7 @@ def _sheets(results: Results) -> Iterator[Sheet]:
         tiles += map(list, zip(*(_panel(results, step, name) for step in chosen), strict=True))
     titles = [f"{name} {kind}" for name in results.shown for kind in KINDS]
     columns = [f"step {int(step)}" for step in chosen]
-    picture = sheet(tiles, row_titles=titles, column_titles=columns, scale=scale_of(tiles[0][0], 96))
+    picture = sheet(tiles, row_titles=titles, column_titles=columns, scale=visible_scale(tiles[0][0].shape[-1], 96))
     yield Sheet("panels", "Current x above, predicted x0 beneath it, from noise to the picture.", picture)
 
 
@@ -111,7 +111,7 @@ def _animate(results: Results) -> list[Path]:
     steps = results.values("step")
     frames = [frame(step) for step in steps] + [frame(steps[-1])] * FPS  # stays for a second
     path = results.root / ANIMATION
-    write_video(frames, path, fps=FPS, scale=scale_of(_panel(results, steps[0], results.shown[0])[0]))
+    write_video(frames, path, fps=FPS, scale=visible_scale(_panel(results, steps[0], results.shown[0])[0].shape[-1]))
     return [path]
 
 

@@ -18,7 +18,7 @@ from ddim_edit.schedule import Level
 from ddim_edit.solvers.base import Solver, State, Stepper
 from ddim_edit.solvers.ddim import Ddim
 from ddim_edit.solvers.fixed_point import Enough, Moves, solve
-from ddim_edit.solvers.spending import outlooks, scale_of, worth_another_look
+from ddim_edit.solvers.spending import hardness, outlooks, worth_another_look
 
 ITERATIONS = 60  # in one step, where no budget says fewer
 KEPT_MOVES = 2  # of a step's search, for the next step's
@@ -111,7 +111,7 @@ def _spent(budget: Tensor, grid: Grid, i: int, state: State, unit: float) -> Eno
     def spent(row: int, residual: float, looks: int) -> bool:
         if looks == 1:
             firsts[row].append(residual / unit)
-        scale = scale_of(firsts[row], steps)
+        scale = hardness(firsts[row], steps)
         return not worth_another_look(steps, i - 1, residual / unit, scale, left[row] - looks)
 
     return spent

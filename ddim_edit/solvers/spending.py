@@ -59,7 +59,7 @@ def contractions(grid: Grid) -> list[float | None]:
     return [SHRINK * math.tanh(h / 2) if math.isfinite(h) else None for h in grid.step_sizes()]
 
 
-def scale_of(residuals: Sequence[float], steps: Sequence[Outlook]) -> float:
+def hardness(residuals: Sequence[float], steps: Sequence[Outlook]) -> float:
     """How hard a photo is: its residuals at first sight over the expected ones, as a geometric mean."""
     logs = [math.log(max(seen, SMALLEST) / step.error) for seen, step in zip(residuals, steps, strict=False)]
     return math.exp((math.log(USUAL) + sum(logs)) / (1 + len(logs)))

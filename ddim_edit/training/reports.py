@@ -11,7 +11,7 @@ from torch import Tensor
 from ddim_edit.datasets import PhotoSet
 from ddim_edit.decoding import sample
 from ddim_edit.evaluation import Evaluation, evaluate_model
-from ddim_edit.images import write_image
+from ddim_edit.images import visible_scale, write_image
 from ddim_edit.models import Model
 from ddim_edit.models.unet2d import as_network, prediction_of
 from ddim_edit.sheets import sheet
@@ -82,7 +82,7 @@ class Watch:
         ]
         titles = ["no label" if name is None else name for name in shown] if labels else []
         rows = [self._row(name, SHEET_COLUMNS * k * (labels is None)) for k, name in enumerate(shown)]
-        scale = max(1, 128 // self.model.image_size[1])  # so that people can see them
+        scale = visible_scale(self.model.image_size[1])
         write_image(sheet(rows, row_titles=titles, scale=scale), path)
 
     def _row(self, label: str | None, first_seed: int) -> list[Tensor]:
