@@ -116,7 +116,7 @@ TABLE = {
     "evaluation": May("errors denoiser models.base noise schedule variational", "torch"),
     # Training: from pure functions to the loop
     "training.timesteps": May("", "torch"),
-    "training.optimizers": May("", "torch"),
+    "training.optimizers": May("errors", "torch"),
     "training.objectives": May("denoiser schedule variational models.previous", "numpy torch"),
     "training.config": May("errors images training.objectives training.optimizers training.timesteps"),
     "training.data": May("errors noise schedule datasets models.base training.objectives training.timesteps", "torch"),

@@ -49,6 +49,12 @@ def photos() -> PhotoSet:
     return PhotoSet(pixels, tuple(["cat", "dog"] * 4 + ["none"] * 2))
 
 
+def needs(optimizer: str) -> None:
+    """Muon came with torch 2.9."""
+    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this torch has no Muon")
+
+
 def state_of(run: Path) -> dict[str, object]:
     state = checkpoint.load_state(run)
     assert state is not None
@@ -89,8 +95,11 @@ def kill_self(*_arguments: object) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_run_killed_three_times_ends_with_the_same_weights(photos: PhotoSet, tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_killed_three_times_ends_with_the_same_weights(photos: PhotoSet, tmp_path: Path, monkeypatch, optimizer):
+    needs(optimizer)
     everything = tiny(
+        optimizer=optimizer,
         steps=12,
         report_every=3,
         sample_every=100,

@@ -8,11 +8,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from helpers import relative_rms
 from torch import Tensor, nn
 
 from ddim_edit.datasets import PhotoSet
 from ddim_edit.errors import ConfigError
-from ddim_edit.noise import generator
+from ddim_edit.noise import gaussian, generator
 from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.training import TrainConfig, train
 from ddim_edit.training.config import PRECISIONS
@@ -173,3 +174,54 @@ def test_classes_are_hidden_at_the_rate_asked_for(photos: PhotoSet, rate: float)
     labels = [drawn(photos, dropout=rate).draw(number, 0, Uniform(T)).labels for number in range(60)]
     hidden = torch.stack([values for values in labels if values is not None]) == 7
     assert float(hidden.double().mean()) == pytest.approx(rate, abs=0.05)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+class TestMuon:
+    def step_of(self, training: Training) -> dict[str, Tensor]:
+        """What every weight moves by where its gradient is noise, drawn by its name."""
+        before = {name: value.detach().clone() for name, value in training.module.named_parameters()}
+        slopes = {
+            name: gaussian([len(name) + sum(map(ord, name))], tuple(value.shape))[0] for name, value in before.items()
+        }
+        sum((value * slopes[name]).sum() for name, value in training.module.named_parameters()).backward()
+        for optimizer in training.optimizers:
+            optimizer.step()
+        return {name: value.detach() - before[name] for name, value in training.module.named_parameters()}
+
+    def test_weights_inside_take_orthogonal_steps_and_all_others_those_of_adamw(self, photos: PhotoSet):
+        steps, plain = (self.step_of(begun(photos, optimizer=name, lr=1e-3)) for name in ("muon", "adamw"))
+        inside = 0
+        for name, step in steps.items():
+            if step.ndim == 1 or name.startswith(("conv_in", "conv_out", "class_embedding")):
+                torch.testing.assert_close(step, plain[name])
+                continue
+            sizes = torch.linalg.svdvals(step.flatten(1).double())
+            assert float(sizes.max() / sizes.median()) < 1.7  # Newton and Schulz come that near
+            rms = float(step.square().mean().sqrt())
+            assert rms == pytest.approx(0.2e-3, rel=0.4)  # about that of AdamW's on a trained network
+            inside += 1
+        assert inside > 10
+
+    def test_the_layout_of_memory_changes_nothing(self, photos: PhotoSet):
+        ours, theirs = (self.step_of(begun(photos, optimizer="muon", channels_last=last)) for last in (False, True))
+        for name, step in ours.items():
+            assert relative_rms(theirs[name], step) < 0.02
+
+    @pytest.mark.parametrize("channels_last", [False, True])
+    def test_it_sees_gradients_where_they_are_added_up(self, photos: PhotoSet, channels_last: bool):
+        training = begun(photos, optimizer="muon", accumulate=2, channels_last=channels_last)
+        for part in range(2):
+            training._backward(training._batch(part))
+        shared = {value.grad.data_ptr() for value in training.module.parameters() if value.grad is not None}
+        matrices = training.optimizers[0].param_groups[0]["params"]
+        assert len(matrices) > 10
+        assert {matrix.grad.data_ptr() for matrix in matrices} < shared
+        training.advance(1.0)
+        assert all(value.grad is None for value in training.module.parameters())
+        assert all(matrix.grad is None for matrix in matrices)
+
+    def test_a_torch_without_it_is_told(self, photos: PhotoSet, monkeypatch):
+        monkeypatch.delattr(torch.optim, "Muon")
+        with pytest.raises(ConfigError, match=r"has no Muon; install torch 2\.9 or later, or take adamw"):
+            begun(photos, optimizer="muon")

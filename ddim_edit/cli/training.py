@@ -24,7 +24,7 @@ TARGETS = ("epsilon", "sample", "v_prediction", "x_prev")
 LOSSES = ("mse", "vb", "rescaled-vb", "hybrid")
 SAMPLERS = ("uniform", "stratified", "loss-second-moment")
 PRECISIONS = ("fp32", "bf16", "fp16")
-OPTIMIZERS = ("adamw",)
+OPTIMIZERS = ("adamw", "muon")
 
 
 def _options(*added: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -87,7 +87,13 @@ objective = _options(
 optimization = _options(
     click.option("--batch-size", type=int, default=16, show_default=True, help="Photos at once, per device."),
     click.option("--accumulate", type=int, default=1, show_default=True, help="Batches per step."),
-    click.option("--optimizer", type=click.Choice(OPTIMIZERS), default="adamw", show_default=True),
+    click.option(
+        "--optimizer",
+        type=click.Choice(OPTIMIZERS),
+        default="adamw",
+        show_default=True,
+        help="muon learns more from each photo, and is slower at small batches.",
+    ),
     click.option("--lr", type=float, default=1e-3, show_default=True, help="Highest learning rate."),
     click.option("--warmup", type=int, default=200, show_default=True, help="Steps over which it rises."),
     click.option("--decay", type=float, default=0.35, show_default=True, help="Last share of the run, where it falls."),

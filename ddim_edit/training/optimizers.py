@@ -1,17 +1,61 @@
 """Optimizers by name, and the learning rate of a step. A new optimizer is one function here."""
 
 from collections.abc import Callable
+from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+
+from ddim_edit.errors import ConfigError
 
 
 def _adamw(network: nn.Module, lr: float) -> list[Optimizer]:
     return [AdamW(network.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)]
 
 
-# (network, highest learning rate) -> one optimizer, or several that share the parameters out.
-OPTIMIZERS: dict[str, Callable[[nn.Module, float], list[Optimizer]]] = {"adamw": _adamw}
+def _muon(network: nn.Module, lr: float) -> list[Optimizer]:
+    """Muon (K. Jordan et al., 2024) for the weights between the first and the last layer, and AdamW for all others.
+
+    Muon makes the steps of a matrix orthogonal, and a convolution is one: (outputs, all that it sees). Its steps are
+    scaled to the size of AdamW's (arXiv 2502.16982, 2.2), so that one learning rate serves both.
+    """
+    try:
+        from torch.optim import Muon
+    except ImportError as error:
+        raise ConfigError(
+            f"torch {torch.__version__} has no Muon; install torch 2.9 or later, or take adamw"
+        ) from error
+
+    inner = {
+        name: weight
+        for name, weight in network.named_parameters()
+        if weight.ndim > 1 and not name.startswith(("conv_in", "conv_out", "class_embedding"))
+    }
+    matrices = [nn.Parameter(_as_matrix(weight)) for weight in inner.values()]
+    for weight, matrix in zip(inner.values(), matrices, strict=True):
+        weight.register_post_accumulate_grad_hook(partial(_share_gradient, matrix))
+    others = [value for name, value in network.named_parameters() if name not in inner]
+    return [
+        Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        AdamW(others, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True),
+    ]
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """A weight (outputs, ...) or its gradient as (outputs, all the rest), in the same memory, whatever its layout."""
+    plain = weight.detach() if weight.is_contiguous() else weight.detach().movedim(1, -1)
+    return plain.view(len(weight), -1)
+
+
+def _share_gradient(matrix: nn.Parameter, weight: Tensor) -> None:
+    assert weight.grad is not None
+    matrix.grad = _as_matrix(weight.grad)
+
+
+# (network, highest learning rate) -> one optimizer, or several that share the parameters out. Those that see weights in
+# another shape leave it to `Training.advance` to clear their gradients.
+OPTIMIZERS: dict[str, Callable[[nn.Module, float], list[Optimizer]]] = {"adamw": _adamw, "muon": _muon}
 
 
 def rate_factor(step: int, done: float, *, warmup: int, decay: float) -> float:

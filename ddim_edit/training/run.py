@@ -111,6 +111,7 @@ class Training:
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
+        self.module.zero_grad()  # an optimizer may have seen them through matrices of its own
         self.ema.step(self.module.parameters())
         self.step += 1
         self.images += parts * self.accelerator.num_processes * self.config.batch_size
