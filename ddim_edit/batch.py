@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,10 +36,6 @@ class PhotoBatch(NamedTuple):
 
     records: list[PhotoRecord]
     pixels: Tensor
-
-    def split(self) -> "list[PhotoBatch]":
-        """Each of them by itself."""
-        return [PhotoBatch([record], pixels[None]) for record, pixels in zip(*self, strict=True)]
 
 
 def record_of(photo: Photo, fit: Fit) -> PhotoRecord:
@@ -131,36 +128,37 @@ def encode_photos(
 ) -> Iterator[Encoded]:
     """Encode photos batch by batch, with names and sources in their latents.
 
-    Arguments as `inversion.encode`, and `failures`, a list to which photos are added that alone give values that are
-    not finite, as some do in half precision. Without it they end the run.
+    Arguments as `inversion.encode`, and a list, `failures`, for photos whose values are not finite, as those of some
+    are in half precision. Without the list they end the run.
     """
+    run = partial(round_trip, model, recipe=recipe, trajectory_every=trajectory_every, check=check, on_step=on_step)
     for batch in batches:
-        started = time.perf_counter()
-        try:
-            latents, restored = round_trip(
-                model, batch.pixels, recipe, trajectory_every=trajectory_every, check=check, on_step=on_step
+        for part, latents, restored, seconds in _attempts(batch, run, failures):
+            photos = tuple(
+                replace(found, name=given.name, source=given.source)
+                for found, given in zip(latents.photos, part.records, strict=True)
             )
-        except NumericsError as error:
-            if failures is None:
-                raise
-            if len(batch.records) == 1:
-                failures.append(Failure(batch.records[0].name, f"{batch.records[0].name}: {error}"))
-                continue
-            yield from encode_photos(
-                model,
-                batch.split(),
-                recipe,
-                trajectory_every=trajectory_every,
-                check=check,
-                on_step=on_step,
-                failures=failures,
-            )
-            continue
-        photos = tuple(
-            replace(found, name=given.name, source=given.source)
-            for found, given in zip(latents.photos, batch.records, strict=True)
-        )
-        yield Encoded(replace(latents, photos=photos), restored, time.perf_counter() - started)
+            yield Encoded(replace(latents, photos=photos), restored, seconds)
+
+
+def _attempts(
+    batch: PhotoBatch, run: Callable[[Tensor], tuple[Latents, Restored | None]], failures: list[Failure] | None
+) -> Iterator[tuple[PhotoBatch, Latents, Restored | None, float]]:
+    """The batch as it was encoded, with the seconds; photo by photo where values of some of them are not finite."""
+    started = time.perf_counter()
+    try:
+        made = run(batch.pixels)
+    except NumericsError as error:
+        if failures is None:
+            raise
+        (first, *others) = batch.records
+        if not others:
+            failures.append(Failure(first.name, f"{first.name}: {error}"))
+            return
+        for record, pixels in zip(*batch, strict=True):
+            yield from _attempts(PhotoBatch([record], pixels[None]), run, failures)
+    else:
+        yield batch, *made, time.perf_counter() - started
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TypeVar, cast
 import numpy as np
 
 from ddim_edit.denoiser import Denoiser
-from ddim_edit.errors import LatentsError
+from ddim_edit.errors import ConfigError, LatentsError
 from ddim_edit.grid import Grid
 from ddim_edit.inverse import Exact, Inverse
 from ddim_edit.latents import Latents
@@ -101,10 +101,11 @@ def _other_grid(how: Mapping[str, object], model: Model, grid: Grid | int | str)
     spacing = how.get("spacing")
     if isinstance(grid, Grid | str) or spacing in SPACINGS:
         return Grid.of(model.schedule, grid, spacing if spacing in SPACINGS else None)
+    if grid < 1:
+        raise ConfigError(f"{grid} steps; choose 1 or more")
     own = _restored(how, "timesteps", lambda value: np.asarray(value, dtype=np.float64))
     along = np.linspace(len(own) - 1, 0, grid)[::-1]  # a single step is the last of theirs
-    timesteps = np.interp(along, np.arange(len(own)), own).round()
-    return Grid.from_timesteps(model.schedule, timesteps.tolist(), str(spacing))
+    return Grid.from_timesteps(model.schedule, np.interp(along, np.arange(len(own)), own).round().tolist())
 
 
 def _restored(how: Mapping[str, object], key: str, make: Callable[[object], T]) -> T:

@@ -76,7 +76,7 @@ class TestDecode:
             de.decode(model, latents, solver=random)
 
     def test_another_models_latents_are_refused_unless_forced(self, unet: de.Model):
-        other = replace(unet, weights="0123456789abcdef", name="other")
+        other = replace(unet, fingerprint="0123456789abcdef", name="other")
         latents, before = encoded(unet), de.decode(unet, encoded(unet))
         with pytest.raises(LatentsError, match=r"model other differ in weights: .* here, 0123456789abcdef there") as e:
             de.decode(other, latents)
