@@ -128,6 +128,13 @@ class TestDecode:
         latents = encode(model, photos(2), grid=grid, check=False)
         assert de.decode(model, latents, grid=5).equal(de.decode(model, latents, grid=expected))
 
+    def test_no_steps_between_their_own_are_refused(self):
+        model = mixture_model()
+        own = de.Grid.from_timesteps(model.schedule, [100, 300, 900])
+        latents = encode(model, photos(1), grid=own, check=False)
+        with pytest.raises(ConfigError, match="-1 steps; choose 1 or more"):
+            de.decode(model, latents, grid=-1)
+
     @pytest.mark.parametrize(
         ("steps", "timesteps"), [(1, [900]), (2, [100, 900]), (3, [100, 300, 900]), (5, [100, 200, 300, 600, 900])]
     )

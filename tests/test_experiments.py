@@ -17,7 +17,17 @@ from test_experiment_numbers import disc
 
 from ddim_edit import models
 from ddim_edit.errors import OutputError
-from ddim_edit.experiments import EXPERIMENTS, Store, consistency, interpolate, render, report, run, statistics
+from ddim_edit.experiments import (
+    EXPERIMENTS,
+    Store,
+    consistency,
+    eta_steps,
+    interpolate,
+    render,
+    report,
+    run,
+    statistics,
+)
 from ddim_edit.experiments.base import Cell, units_of
 from ddim_edit.experiments.consistency import EXPERIMENT as CONSISTENCY
 from ddim_edit.grid import Grid
@@ -74,9 +84,9 @@ def conduct(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     monkeypatch.setattr(statistics, "RESAMPLES", 199)
 
-    def go(name, *arguments, code=0):
-        model = [] if name == "render" else ["--model", "model"]
-        outcome = run_cli("experiment", name, *arguments, *model, capsys=capsys)
+    def go(name, *arguments, code=0, model="model"):
+        chosen = [] if name == "render" else ["--model", model]
+        outcome = run_cli("experiment", name, *arguments, *chosen, capsys=capsys)
         assert outcome.code == code, outcome.stderr
         return outcome
 
@@ -326,6 +336,21 @@ def test_photos_are_encoded_once_and_only_if_something_is_missing(conduct, tmp_p
     for _ in range(2):
         conduct("interpolate", "photos", *flags, "--grid-side", "2", "-o", tmp_path / "out")
     assert encoded == [2, 2]
+
+
+def test_features_are_taken_under_the_label_of_the_samples(place, conduct, monkeypatch, tmp_path):
+    save_tiny_model(place / "labelled", labels={"names": ["cat", "dog", "cow"], "null": None})
+    seen = []
+    features = eta_steps.encoder_features
+
+    def watched(model, pixels, condition):
+        seen.append(condition.tensors["label"].tolist())
+        return features(model, pixels, condition)
+
+    monkeypatch.setattr(eta_steps, "encoder_features", watched)
+    flags = ["photos", "--seeds", "0-1", "-n", "1", "--etas", "0", "--label", "dog"]
+    conduct("eta-steps", *flags, "-o", tmp_path / "out", model="labelled")
+    assert {tuple(label) for label in seen} == {(1,)}
 
 
 def test_exported_samples_are_those_of_their_seeds(done):

@@ -539,6 +539,31 @@ def test_many_equal_names_are_numbered_quickly(tmp_path):
     assert len(set(found)) == 20_000
 
 
+def test_photos_of_a_folder_come_as_people_count(tmp_path):
+    wanted = ["2.png", "10.png", "a1.jpg", "a1.png", "a2.png", "a10.png", "b.png"]
+    for name in reversed(wanted):
+        (tmp_path / name).touch()
+    assert [photo.path.name for photo in find_photos(tmp_path)] == wanted
+    assert find_photos(str(tmp_path)) == find_photos([str(tmp_path)]) == find_photos([tmp_path])
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_photo(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    Image.new("RGB", (9, 9)).save(path)
+
+    def lacking(*_arguments):
+        raise MemoryError
+
+    monkeypatch.setattr("ddim_edit.images.to_rgb", lacking)
+    with pytest.raises(MemoryError):
+        read_image(path, (8, 8))
+
+
+def test_a_size_without_pixels_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="size 0 x 8 has no pixels"):
+        read_image(tmp_path / "a.png", (0, 8))
+
+
 def test_missing_paths_and_empty_folders_fail_at_once(tmp_path):
     with pytest.raises(ImageError, match=r"none\.png does not exist"):
         find_photos([tmp_path / "none.png"])
