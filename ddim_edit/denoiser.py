@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -205,6 +205,11 @@ class Guided:
             without.eps + self.scale * (with_.eps - without.eps),
             with_.variance,
         )
+
+
+def label_of(denoise: Denoiser) -> int | None:
+    """The class by number that a denoiser was given, if it was given one."""
+    return cast(int | None, denoise.settings.get("label"))
 
 
 CLIPPING = ("clip_x0", "threshold")  # settings that name a MapX0 which gives one x0 for many

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ddim_edit.errors import OutputError
 
-# Of system errors that name no file, those that writing meets; a lost connection, say, is not one of them.
 _STEM_BYTES = 180  # of a temporary name; 255 is what most file systems take, with the rest of it
+# Of system errors that name no file, those that writing meets; a lost connection, say, is not one of them.
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 
 

@@ -26,6 +26,7 @@ from ddim_edit.files import as_counted, atomic, unique_names
 
 Fit = Literal["crop", "pad", "stretch"]
 FITS: tuple[Fit, ...] = get_args(Fit)
+_ARRAYS = ("images", "arr_0")  # of an .npz: ours, and what `sample` and OpenAI's tools write
 
 MIN_SIDE = 8
 MAX_PIXELS = 64_000_000
@@ -318,9 +319,6 @@ def _photos_at(path: Path) -> list[Photo]:
     if path.suffix.lower() == ".npz":
         return [Photo(f"{path.stem}_{row:05d}", path, row, pixels) for row, pixels in enumerate(_npz_images(path))]
     return [Photo(path.stem, path)]
-
-
-_ARRAYS = ("images", "arr_0")  # ours, and what `sample` and OpenAI's tools write
 
 
 def _npz_images(path: Path) -> NDArray[np.uint8]:

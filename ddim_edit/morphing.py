@@ -7,14 +7,13 @@ one batch in memory at a time. No files here: `rendering` writes frames so that 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from ddim_edit.corrections import corrected
 from ddim_edit.decoding import decode, prepared
-from ddim_edit.denoiser import Denoiser
+from ddim_edit.denoiser import Denoiser, label_of
 from ddim_edit.errors import ConfigError
 from ddim_edit.grid import Grid
 from ddim_edit.interpolation import How, along, segments
@@ -240,5 +239,5 @@ def distance_of(pace: Metric | Distance, model: Model, denoiser: Denoiser) -> Di
     if callable(pace):
         return pace
     if pace == "unet":
-        return FeatureDistance(model, cast(int | None, denoiser.settings.get("label")))
+        return FeatureDistance(model, label_of(denoiser))
     return {"none": None, "l2": l2, "ssim": dissimilarity}[pace]

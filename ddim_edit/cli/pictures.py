@@ -127,10 +127,10 @@ class Album:
         from ddim_edit.images import visible_scale, write_image
         from ddim_edit.sheets import sheet
 
+        names = [f"seed {seed}" for seed in self._seeds[: len(self._shown)]]
         starts = range(0, len(self._shown), columns)
         rows = [self._shown[start : start + columns] for start in starts]
-        captions = [[f"seed {seed}" for seed in self._seeds[start : start + columns]] for start in starts]
-        captions[-1] = captions[-1][: len(rows[-1])]
+        captions = [names[start : start + columns] for start in starts]
         picture = sheet(rows, captions=captions, scale=visible_scale(self._shown[0].shape[-1]))
         write_image(picture, self.paths[-1], metadata=text)
         if len(self._shown) < len(self._seeds):

@@ -5,13 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from torch import Tensor
 
 from ddim_edit.decoding import sample
-from ddim_edit.denoiser import Denoiser
+from ddim_edit.denoiser import Denoiser, label_of
 from ddim_edit.experiments.attributes import roughness
 from ddim_edit.experiments.base import Cell, Experiment, Measure, Results, Sheet, Unit, Value, units_of
 from ddim_edit.experiments.charts import against, blocks, picture_sheet
@@ -63,7 +62,7 @@ def units(
     seed_of = {seed_name(seed): seed for seed in plan.seeds}
     shown = list(seed_of)[:show]
     require_enough(len(photos))
-    condition = model.condition(cast(int | None, denoiser.settings.get("label")))
+    condition = model.condition(label_of(denoiser))
 
     @cache
     def whitening() -> Whitening:
