@@ -5,9 +5,11 @@ import errno
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -221,6 +223,38 @@ def by_hand(run: Path, x: Tensor, steps: int, label: int | None) -> Tensor:
         x0 = (x - (1 - alpha_bar[t]) ** 0.5 * eps) / alpha_bar[t] ** 0.5
         x = clean**0.5 * x0 + (1 - clean) ** 0.5 * eps
     return x
+
+
+class TestProcesses:
+    """What `accelerate launch` and `torchrun` do: a process for every device, here two on the CPU."""
+
+    @pytest.mark.parametrize("optimizer", OPTIMIZERS)
+    def test_two_processes_are_one_that_accumulates(self, photos: PhotoSet, tmp_path: Path, optimizer: str):
+        needs(optimizer)
+        names = ("cat", "dog", "none")
+        labels = np.array([names.index(name) for name in photos.classes or ()])
+        np.savez(tmp_path / "p.npz", images=photos.pixels.movedim(1, -1).numpy(), labels=labels, label_names=names)
+        config = tiny(class_cond=True, dropout=0.1, set_aside=2, report_every=2, optimizer=optimizer)
+        options = [text for name in TINY for text in (f"--{name.replace('_', '-')}", str(TINY[name]).strip("(,)"))]
+        options += ["--class-cond", "--dropout=0.1", "--set-aside=2", "--report-every=2", f"--optimizer={optimizer}"]
+        ended = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"),
+                *("-m", "ddim_edit", "train", tmp_path / "p.npz", "-o", tmp_path / "two"),
+                *("--device=cpu", "--threads=1", *options),
+            ],
+            env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert [line.split(":")[0] for line in ended.stdout.splitlines()] == ["step 0", "step 2", "step 4"]
+        assert ended.stderr.count("wrote") == 1
+        train(photos, tmp_path / "one", replace(config, accumulate=2), device="cpu")
+        two, one = (tensors_of(state_of(tmp_path / run)) for run in ("two", "one"))
+        assert two.keys() == one.keys()
+        for name, value in one.items():
+            assert torch.allclose(two[name], value, atol=1e-5), name
 
 
 class TestPlainDiffusers:

@@ -34,7 +34,7 @@ def _muon(network: nn.Module, lr: float) -> list[Optimizer]:
     }
     matrices = [nn.Parameter(_as_matrix(weight)) for weight in inner.values()]
     for weight, matrix in zip(inner.values(), matrices, strict=True):
-        weight.register_post_accumulate_grad_hook(partial(_share_gradient, matrix))
+        weight.register_post_accumulate_grad_hook(partial(_follow, matrix))
     others = [value for name, value in network.named_parameters() if name not in inner]
     return [
         Muon(matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
@@ -48,9 +48,10 @@ def _as_matrix(weight: Tensor) -> Tensor:
     return plain.view(len(weight), -1)
 
 
-def _share_gradient(matrix: nn.Parameter, weight: Tensor) -> None:
+def _follow(matrix: nn.Parameter, weight: Tensor) -> None:
+    """After every backward pass: DistributedDataParallel moves the weights to memory of its own."""
     assert weight.grad is not None
-    matrix.grad = _as_matrix(weight.grad)
+    matrix.data, matrix.grad = _as_matrix(weight), _as_matrix(weight.grad)
 
 
 # (network, highest learning rate) -> one optimizer, or several that share the parameters out. Those that see weights in
