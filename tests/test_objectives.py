@@ -149,13 +149,36 @@ class TestTargets:
     def test_min_snr_weighs_every_target_as_the_photo(self):
         data = noised()
         outputs = slightly_wrong(data)
-        for bounds in ({"min_snr": 5.0}, {"min_snr": 5.0, "snr_floor": 0.02}, {"snr_floor": 0.02}):
+        floor = {"snr_floor": 0.02}
+        for bounds in (
+            {"min_snr": 5.0},
+            {"min_snr": 5.0} | floor,
+            floor,
+            {"high_noise": 1.0},
+            {"high_noise": 1.5} | floor,
+        ):
             errors = [Objective(SCHEDULE, name, **bounds)(out, data).total for name, out in outputs.items()]
             assert torch.allclose(errors[0], errors[1])
             assert torch.allclose(errors[0], errors[2])
         snr = ALPHA_BAR / (1 - ALPHA_BAR)
         assert np.allclose(snr_weights(SCHEDULE, "sample", most=5), snr.clamp(max=5))
         assert np.allclose(snr_weights(SCHEDULE, "epsilon", most=np.inf, least=1), (1 / snr).clamp(min=1))
+
+    def test_high_noise_leads_from_the_loss_of_eps_to_that_of_v(self):
+        data = noised()
+        outputs = slightly_wrong(data)
+        plain = {name: Objective(SCHEDULE, name)(out, data).total for name, out in outputs.items()}
+        weighed = [
+            Objective(SCHEDULE, "epsilon", high_noise=p)(outputs["epsilon"], data).total for p in (1e-9, 1.0, 2.0)
+        ]
+        assert torch.allclose(weighed[0], plain["epsilon"])
+        assert torch.allclose(weighed[1], (plain["epsilon"] * plain["v_prediction"]).sqrt())
+        assert torch.allclose(weighed[2], plain["v_prediction"])
+
+    def test_weights_stay_finite_where_no_signal_is_left(self):
+        schedule = NoiseSchedule(np.array([0.9, 0.5, 0.0]))
+        weights = snr_weights(schedule, "v_prediction", most=np.inf, power=1.0)
+        assert weights == pytest.approx([0.9**0.5, 0.5**0.5, 0])
 
 
 class TestMoments:

@@ -423,6 +423,8 @@ class TestRefusals:
             ({"target": "x_prev", "min_snr": 5}, "min_snr weighs squared errors"),
             ({"loss": "vb", "snr_floor": 0.1}, "snr_floor weighs squared errors"),
             ({"loss": "vb", "moments": 0.1}, "moments weighs squared errors"),
+            ({"loss": "vb", "high_noise": 1}, "high_noise weighs squared errors"),
+            ({"high_noise": 2.1}, r"high_noise is 2.1; choose a number in \(0, 2\]"),
             ({"moments": 0}, "moments is 0; choose a number above 0"),
             ({"min_snr": 5, "snr_floor": 6}, "snr_floor 6 is above min_snr 5; choose it below"),
             ({"seed": 10**20}, "seed is 100000000000000000000; choose 0 or more, below"),

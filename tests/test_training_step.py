@@ -68,6 +68,7 @@ def unevenly(sampler: LossSecondMoment) -> None:
         ({"clip_norm": 1e-3}, {}),
         ({"min_snr": 0.5}, {"min_snr": 0.5}),
         ({"snr_floor": 2.0}, {"snr_floor": 2.0}),
+        ({"high_noise": 1.0}, {"high_noise": 1.0}),
         ({"moments": 1.0}, {"moments": 1.0}),
         ({"accumulate": 3}, {}),
         ({"schedule_sampler": "loss-second-moment"}, {}),
@@ -102,7 +103,8 @@ def test_a_step_follows_the_gradient_of_what_was_asked_for(photos: PhotoSet, cha
 def test_the_settings_of_the_test_above_make_different_gradients(photos: PhotoSet):
     """So that none of them would pass for another."""
     found: list[Tensor] = []
-    for changes in ({}, {"clip_norm": 1e-3}, {"min_snr": 0.5}, {"snr_floor": 2.0}, {"moments": 1.0}):
+    weights = ({"min_snr": 0.5}, {"snr_floor": 2.0}, {"high_noise": 1.0}, {"moments": 1.0})
+    for changes in ({}, {"clip_norm": 1e-3}, *weights):
         training = begun(photos, **changes)
         training.advance(1.0)
         found.append(torch.cat([value.flatten() for value in gradient(training)]))

@@ -78,6 +78,12 @@ objective = _options(
         help="And by no less than this, for colours at high noise; say 0.02.",
     ),
     click.option(
+        "--high-noise",
+        type=float,
+        metavar="POWER",
+        help="Weigh it by signal^-POWER too, for the shapes of samples; say 1.",
+    ),
+    click.option(
         "--moments",
         type=float,
         metavar="WEIGHT",

@@ -41,7 +41,7 @@ FIXED = (
     "label_dropout",
 )
 # Settings that weigh squared errors.
-WEIGHTS = ("min_snr", "snr_floor", "moments")
+WEIGHTS = ("min_snr", "snr_floor", "high_noise", "moments")
 # Settings that come from the model when one is fine-tuned, with what they are otherwise.
 OF_MODEL: Mapping[str, Any] = {
     "size": 64,
@@ -73,6 +73,8 @@ class TrainConfig:
         schedule_sampler: how timesteps are drawn: `uniform`, `stratified` or `loss-second-moment`.
         min_snr: gamma of the min-SNR weighting, or None for none.
         snr_floor: least weight of the error of x0, or None for none: learn colours at high noise; 0.02 is much.
+        high_noise: power of 1 / signal that weighs the error further, or None for none: the shapes of samples. The
+            error of eps falls about as the signal does, so with 1 every noise level counts alike; 2 is the loss of v.
         moments: weight of the mean and the size of the noise, or None for none: colours and grain of samples; try 0.05.
         class_cond: learn the photos' classes; the last label is the null class, `none`.
         label_dropout: how often a photo is shown without its class.
@@ -113,6 +115,7 @@ class TrainConfig:
     schedule_sampler: str = "stratified"
     min_snr: float | None = None
     snr_floor: float | None = None
+    high_noise: float | None = None
     moments: float | None = None
     class_cond: bool = False
     label_dropout: float = 0.1
@@ -216,6 +219,7 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("dropout", "label_dropout", "ema"), (lambda value: 0 <= value < 1, "a number in [0, 1)")),
     "decay": (lambda value: 0 <= value <= 1, "a number in [0, 1]"),
     "diffusion_steps": (lambda value: value >= 2, "2 or more, usually 1000"),
+    "high_noise": (lambda value: 0 < value <= 2, "a number in (0, 2]; 2 weighs as the loss of v does"),
 }
 
 

@@ -48,6 +48,7 @@ class Objective:
             `hybrid` the squared error plus the bound of the learned variance, whose mean gets no gradient.
         min_snr: gamma, or None.
         snr_floor: least weight of the error of x0, or None.
+        high_noise: power of 1 / signal that weighs it further, or None.
         moments: weight of the errors of the noise's mean and size beside that, or None; see `moments_error`.
     """
 
@@ -56,6 +57,7 @@ class Objective:
     loss: str = "mse"
     min_snr: float | None = None
     snr_floor: float | None = None
+    high_noise: float | None = None
     moments: float | None = None
 
     @cached_property
@@ -66,9 +68,10 @@ class Objective:
     @cached_property
     def weights(self) -> Array | None:
         """(T,) factors of the squared error."""
-        if self.min_snr is None and self.snr_floor is None:
+        least, most, power = self.snr_floor or 0.0, self.min_snr or np.inf, self.high_noise or 0.0
+        if (least, most, power) == (0.0, np.inf, 0.0):
             return None
-        return snr_weights(self.schedule, self.target, most=self.min_snr or np.inf, least=self.snr_floor or 0.0)
+        return snr_weights(self.schedule, self.target, most=most, least=least, power=power)
 
     def target_of(self, noised: Noised) -> Tensor:
         """What the network should have said, (B, C, h, w)."""
@@ -131,14 +134,17 @@ def moments_error(said: Tensor, eps: Tensor, snr: Tensor) -> Tensor:
     return (mean + size) / (1 + pixels / 4 * snr)
 
 
-def snr_weights(schedule: NoiseSchedule, target: str, *, most: float, least: float = 0.0) -> Array:
-    """(T,) weights that make every target's squared error clip(SNR, least, most) times that of x0.
+def snr_weights(schedule: NoiseSchedule, target: str, *, most: float, least: float = 0.0, power: float = 0.0) -> Array:
+    """(T,) weights that make every target's squared error clip(SNR, least, most) / signal^power times that of x0.
 
     `most` is gamma of min-SNR (arXiv 2303.09556), `least` the truncation of arXiv 2202.00512, section 4, which uses 1:
-    at high noise a wrong colour of the whole picture is a tiny error of eps, and without it hardly learned.
+    at high noise a wrong colour of the whole picture is a tiny error of eps, and without it hardly learned. `power`
+    does the same for shapes: of eps at high noise a network gets nearly all right, so the plain loss comes from low
+    noise, but an error of eps is one of x0 1 / signal times as large. 2 makes the loss of eps that of v, and 1, between
+    the two, has all levels count about alike, as the learned weights of EDM2 do (arXiv 2312.02696).
     """
     snr = np.exp(2 * schedule.half_log_snr)
-    clipped = np.clip(snr, least, most)
+    clipped = np.clip(snr, least, most) / np.maximum(schedule.alpha_bar, np.finfo(float).tiny) ** (power / 2)
     if target == PredictionType.EPSILON:
         return clipped / snr
     return clipped / (snr + 1) if target == PredictionType.V else clipped
