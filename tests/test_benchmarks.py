@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
     ("command", "said"),
     [
         ("training.py --repeats 1 --steps 1 --batch-size 2 --threads 1 --device cpu", "ratio "),
+        ("processes.py --steps 1 --repeats 1 --batch-size 2", "ratio "),
         ("interpolation.py --limit 2 --steps 2 --frames 3", "| fade of pixels "),
     ],
     ids=lambda text: text.split(".")[0],

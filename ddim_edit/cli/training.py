@@ -155,7 +155,8 @@ def train(  # noqa: PLR0913
     """Train a model on PHOTOS (a folder, whose sub-folders are classes, or an .npz), or fine-tune one.
 
     The run's folder is a model that every command and diffusers load. It may be killed at any time; the same command
-    with --resume goes on. Several GPUs: accelerate launch -m ddim_edit train ...
+    with --resume goes on. Several GPUs: accelerate launch -m ddim_edit train ...; a process for each of two CPU
+    cores: torchrun --nproc-per-node 2 -m ddim_edit train ... --threads 1
 
     \b
     ddim-edit train photos/ -o run --minutes 60
