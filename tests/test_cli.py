@@ -739,6 +739,57 @@ def test_a_sheet_shows_the_first_pictures_of_many(tiny, tmp_path, monkeypatch):
     assert (picture("out/sheet.png") == picture("three/sheet.png")).all()
 
 
+def test_sample_resumes_what_is_left_of_it(tiny, run, model, tmp_path):
+    arguments = ("sample", "--seeds", "0-4", "-n", 2, "--eta", 1, "--batch-size", 2)
+    tiny(*arguments, "-o", "out")
+    whole = files_in(tmp_path / "out")
+    for name in ("seed0001", "seed0004", "sheet"):
+        (tmp_path / "out" / f"{name}.png").unlink()
+    kept = (tmp_path / "out" / "seed0002.png").stat().st_mtime_ns
+    assert "wrote out (3 done)" in tiny(*arguments, "-o", "out", "--resume").said  # in whole batches: 0, 1 and 4
+    assert (tmp_path / "out" / "seed0002.png").stat().st_mtime_ns == kept
+    found = files_in(tmp_path / "out")
+    assert {name: found[name] for name in whole if name != "run.json"} == {
+        name: data for name, data in whole.items() if name != "run.json"
+    }
+    assert "wrote" not in tiny(*arguments, "-o", "out", "--resume").said
+
+    more = (
+        "sample",
+        "--model",
+        model,
+        "--seeds",
+        "0-5",
+        "-n",
+        2,
+        "--eta",
+        1,
+        "--batch-size",
+        2,
+        "-o",
+        "out",
+        "--resume",
+    )
+    assert "out/sheet.png exists; choose another --output or pass --overwrite" in run(*more).said
+    assert "wrote out (2 done)" in run(*more, "--overwrite").said  # 4 and 5: the others say nothing of their company
+    assert "out/seed0000.png exists" in run(*more, "--dtype", "fp64").said
+    for changed, said in (
+        (("-o", "out.npz"), "--resume needs a folder as --output"),
+        (("--watch", 1), "--resume may leave out the pictures that --watch draws"),
+        (("--no-metadata",), "--resume knows finished pictures by their metadata"),
+    ):
+        outcome = run(*more, *changed)
+        assert (outcome.code, said in outcome.said) == (2, True), outcome
+
+
+def test_a_sample_says_its_own_seed_and_not_all_others(tiny):
+    tiny("sample", "--seeds", "0-999", "-n", 1, "-o", "out")
+    said = read_metadata("out/seed0007.png")
+    assert "seeds [7]," in said["parameters"]
+    assert json.loads(said["ddim_edit"])["arguments"]["seeds"] == [7]
+    assert json.loads(read_metadata("out/sheet.png")["ddim_edit"])["arguments"]["seeds"] == list(range(256))
+
+
 def test_archives_of_samples_are_photos_again(tiny, run, model, tmp_path):
     tiny("sample", "--seeds", "0-2", "-n", 2, "-o", "out.npz")
     assert len(tiny("roundtrip", "out.npz", "-n", 2, "--json").stdout.splitlines()) == 3

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(0), help="Of noise, at eta > 0.  [default: 0, or what the latents carry]")
 @options.batch_option
 @click.option("--force", is_flag=True, help="Decode although the latents come from another model.")
-@click.option("--resume", is_flag=True, help="Leave out pictures that an earlier run with these settings finished.")
+@options.resume_option
 @options.metadata_option
 @options.model_options
 @options.running_options
@@ -53,8 +53,7 @@ def decode(  # noqa: PLR0913
     from ddim_edit.images import write_image
     from ddim_edit.recipe import Recipe
 
-    if resume and not metadata:
-        raise click.UsageError("--resume knows finished pictures by their metadata; leave --no-metadata away.")
+    options.check_resume(resume, metadata)
     loaded, failures = _loaded(latents)
     names = unique_names([name for part in loaded for name in part.names])
     paths = [output / f"{name}.png" for name in names]
@@ -103,20 +102,9 @@ class Job(NamedTuple):
 
     def left(self, text: Mapping[str, str]) -> "Job":
         """What is left of it: pictures that are not there yet, or that were made in another way than this text says."""
-        rows = [row for row, path in enumerate(self.paths) if not _is_made(path, text)]
+        rows = [row for row, path in enumerate(self.paths) if not run.is_made(path, text)]
         paths, seeds = [self.paths[row] for row in rows], [self.seeds[row] for row in rows] if self.seeds else []
         return Job(self.latents.select(rows), self.recipe, seeds, paths)
-
-
-def _is_made(path: Path, text: Mapping[str, str]) -> bool:
-    """Whether this PNG is there, whole, and says the same of how it was made."""
-    from ddim_edit.errors import ImageError
-    from ddim_edit.images import read_metadata
-
-    try:
-        return read_metadata(path) == text
-    except ImageError:
-        return False
 
 
 def _loaded(arguments: "Sequence[Path]") -> "tuple[list[Latents], list[Failure]]":

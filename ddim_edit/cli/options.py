@@ -287,6 +287,15 @@ photo_options, optional_photo_options = _photo_options(required=True), _photo_op
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Machine-readable lines on stdout.")
 metadata_option = click.option("--metadata/--no-metadata", default=True, help="Settings inside the PNG files.")
+resume_option = click.option(
+    "--resume", is_flag=True, help="Leave out pictures that an earlier run with these settings finished."
+)
+
+
+def check_resume(resume: bool, metadata: bool) -> None:
+    """Refuse what `resume_option` cannot do."""
+    if resume and not metadata:
+        raise click.UsageError("--resume knows finished pictures by their metadata; leave --no-metadata away.")
 
 
 @dataclass(frozen=True)

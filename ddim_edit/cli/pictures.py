@@ -1,6 +1,7 @@
 """`sample`: new pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from ddim_edit.ode import Step
 
 SHEET = 256  # pictures on a sheet, at most
+Told = Callable[[Sequence[int]], Mapping[str, str]]  # what a picture of these seeds says of how it was made
 
 
 @click.command()
@@ -27,6 +29,7 @@ SHEET = 256  # pictures on a sheet, at most
 @click.option("--clip", type=float, help="Clamp predicted photos to [-CLIP, CLIP]; 1 is what many samplers do.")
 @click.option("--watch", type=click.IntRange(1), metavar="K", help="Also draw x_t and predicted x0 every K steps.")
 @options.batch_option
+@options.resume_option
 @options.metadata_option
 @options.model_options
 @options.running_options
@@ -43,6 +46,7 @@ def sample(  # noqa: PLR0913
     clip: float | None,
     watch: int | None,
     batch_size: int,
+    resume: bool,
     metadata: bool,
     running: options.Running,
 ) -> int:
@@ -50,6 +54,7 @@ def sample(  # noqa: PLR0913
 
     \b
     ddim-edit sample --seeds 0-15 -n 20
+    ddim-edit sample --seeds 0-9999 --eta 1 -n 100 --resume
     ddim-edit sample --seeds 0-99 --label Dress --guidance 2 -o dresses.npz
     """
     from ddim_edit.decoding import sample as draw
@@ -57,24 +62,46 @@ def sample(  # noqa: PLR0913
     from ddim_edit.solvers import Ddim
 
     album = Archive(output) if output.suffix.lower() == ".npz" else Album(output, seeds)
-    watching = Watching(watch, batch_size) if watch else None
-    prepare_output(*album.paths, *([_watch_path(output)] if watching else []), overwrite=running.overwrite)
+    options.check_resume(resume, metadata)
+    _check_resume(resume, album, watch)
+    watching = Watching(watch, batch_size, _watch_path(output)) if watch else None
+    outputs = [*album.shows, *([watching.path] if watching else [])]
+    prepare_output(*(() if resume else outputs), overwrite=running.overwrite)
     model = choice.load()
     levels = grid.build(model.schedule)
     denoiser = model.denoiser(condition.label, guidance=condition.guidance, clip_x0=clip)
     solver = randomness.solver() or Ddim()
-    record = run.Record(run.describe_run(ctx, model, levels), outputs=album.paths)
-    text = run.picture_metadata(record.description) if metadata else None
-    with run.Progress("sample", len(seeds) * levels.steps, shown=running.progress) as bar:
-        for start in range(0, len(seeds), batch_size):
-            on_step = run.both(bar, watching) if watching and start == 0 else bar
-            batch = seeds[start : start + batch_size]
-            album.add(draw(model, batch, grid=levels, solver=solver, denoiser=denoiser, on_step=on_step), text)
-    album.close(text)
+    record = run.Record(run.describe_run(ctx, model, levels), outputs=outputs)
+    told = partial(_told, record.description) if metadata else _nothing
+    batches = [seeds[start : start + batch_size] for start in range(0, len(seeds), batch_size)]
+    left = batches
+    if resume and isinstance(album, Album):
+        left = album.left(batches, told, overwrite=running.overwrite)
+    done = sum(map(len, left))
+    with run.Progress("sample", done * levels.steps, shown=running.progress) as bar:
+        for number, batch in enumerate(left):
+            on_step = run.both(bar, watching) if watching and number == 0 else bar
+            album.add(batch, draw(model, batch, grid=levels, solver=solver, denoiser=denoiser, on_step=on_step), told)
+    album.close(model.image_size, told)
     if watching:
-        record.outputs.append(_watch_path(output))
-        watching.write(record.outputs[-1])
-    return run.finish(record, output, (), done=len(seeds), running=running)
+        watching.write()
+    return run.finish(record, output, (), done=done, before=len(seeds) - done, running=running)
+
+
+def _told(description: Mapping[str, object], seeds: Sequence[int]) -> dict[str, str]:
+    """What a picture of these seeds says of itself, and not of the thousands of others of its run."""
+    return run.picture_metadata(description, seeds=list(seeds))
+
+
+def _nothing(_seeds: Sequence[int]) -> dict[str, str]:
+    return {}
+
+
+def _check_resume(resume: bool, album: "Album | Archive", watch: int | None) -> None:
+    if resume and isinstance(album, Archive):
+        raise click.UsageError("--resume needs a folder as --output; an .npz is written at the end.")
+    if resume and watch:
+        raise click.UsageError("--resume may leave out the pictures that --watch draws; give one of the two.")
 
 
 class Archive:
@@ -82,59 +109,70 @@ class Archive:
 
     def __init__(self, output: Path) -> None:
         """Write to this file when all are there."""
-        self.paths = [output]
+        self.shows: dict[Path, Sequence[int]] = {output: ()}
         self._parts: list[NDArray[np.uint8]] = []
 
-    def add(self, pictures: "Tensor", _text: Mapping[str, str] | None) -> None:
+    def add(self, _seeds: Sequence[int], pictures: "Tensor", _told: Told) -> None:
         """Take the next (B, 3, H, W)."""
         from ddim_edit.images import to_uint8
 
         self._parts.append(to_uint8(pictures))
 
-    def close(self, _text: Mapping[str, str] | None) -> None:
+    def close(self, _size: tuple[int, int], _told: Told) -> None:
         """Write the file."""
         import numpy as np
 
         from ddim_edit.files import atomic
 
-        with atomic(self.paths[0]) as temporary:
+        (path,) = self.shows
+        with atomic(path) as temporary:
             np.savez(temporary, arr_0=np.concatenate(self._parts))
 
 
 class Album:
-    """Pictures on their way into a folder: a PNG each, and a sheet of the first of them."""
+    """Pictures in a folder: a PNG each, and a sheet of the first of them."""
 
     def __init__(self, output: Path, seeds: Sequence[int]) -> None:
-        """The files that will be written; the sheet is the last."""
+        """The files that will be there, and the seeds that each shows."""
         from ddim_edit.noise import seed_name
 
-        self.paths = [*(output / f"{seed_name(seed)}.png" for seed in seeds), output / "sheet.png"]
-        self._seeds = seeds
-        self._written = 0
-        self._shown: list[Tensor] = []
+        self._paths = {seed: output / f"{seed_name(seed)}.png" for seed in seeds}
+        self._sheet = output / "sheet.png"
+        self._on_sheet = seeds[:SHEET]
+        self.shows = {path: [seed] for seed, path in self._paths.items()} | {self._sheet: self._on_sheet}
 
-    def add(self, pictures: "Tensor", text: Mapping[str, str] | None) -> None:
-        """Write the next (B, 3, H, W), with this metadata."""
+    def left(self, batches: Sequence[list[int]], told: Told, *, overwrite: bool) -> list[list[int]]:
+        """Batches of which a picture is missing, or was made in another way than it would say.
+
+        Whole batches: only in the same company has a picture the same bytes.
+        """
+        from ddim_edit.files import prepare_output
+
+        made = {path for path, seeds in self.shows.items() if run.is_made(path, told(seeds))}
+        prepare_output(*(path for path in self.shows if path not in made), overwrite=overwrite)
+        return [batch for batch in batches if any(self._paths[seed] not in made for seed in batch)]
+
+    def add(self, seeds: Sequence[int], pictures: "Tensor", told: Told) -> None:
+        """Write the pictures of these seeds, (B, 3, H, W)."""
         from ddim_edit.images import write_image
 
-        for picture in pictures:
-            write_image(picture, self.paths[self._written], metadata=text)
-            self._written += 1
-        self._shown += pictures[: SHEET - len(self._shown)]
+        for seed, picture in zip(seeds, pictures, strict=True):
+            write_image(picture, self._paths[seed], metadata=told([seed]))
 
-    def close(self, text: Mapping[str, str] | None, columns: int = 8) -> None:
-        """Write the sheet."""
-        from ddim_edit.images import visible_scale, write_image
+    def close(self, size: tuple[int, int], told: Told, columns: int = 8) -> None:
+        """Write the sheet of what lies there, pictures of (height, width)."""
+        from ddim_edit.images import read_image, visible_scale, write_image
         from ddim_edit.sheets import sheet
 
-        names = [f"seed {seed}" for seed in self._seeds[: len(self._shown)]]
-        starts = range(0, len(self._shown), columns)
-        rows = [self._shown[start : start + columns] for start in starts]
+        shown = [read_image(self._paths[seed], size) for seed in self._on_sheet]
+        names = [f"seed {seed}" for seed in self._on_sheet]
+        starts = range(0, len(shown), columns)
+        rows = [shown[start : start + columns] for start in starts]
         captions = [names[start : start + columns] for start in starts]
-        picture = sheet(rows, captions=captions, scale=visible_scale(self._shown[0].shape[-1]))
-        write_image(picture, self.paths[-1], metadata=text)
-        if len(self._shown) < len(self._seeds):
-            click.echo(f"note: the sheet shows the first {SHEET} of {len(self._seeds)} pictures", err=True)
+        picture = sheet(rows, captions=captions, scale=visible_scale(size[-1]))
+        write_image(picture, self._sheet, metadata=told(self._on_sheet))
+        if len(shown) < len(self._paths):
+            click.echo(f"note: the sheet shows the first {SHEET} of {len(self._paths)} pictures", err=True)
 
 
 def _watch_path(output: Path) -> Path:
@@ -144,8 +182,9 @@ def _watch_path(output: Path) -> Path:
 class Watching:
     """Collects "current x" and "predicted x0" of the first batch every K steps, as one picture."""
 
-    def __init__(self, every: int, rows: int) -> None:
+    def __init__(self, every: int, rows: int, path: Path) -> None:
         """Watch at most `rows` pictures, at most four of them drawn."""
+        self.path = path
         self._every = every
         self._rows = min(rows, 4)
         self._titles: list[str] = []
@@ -158,7 +197,7 @@ class Watching:
             self._titles.append(f"step {step.index}")
             self._tiles.append((x, x0))
 
-    def write(self, path: Path) -> None:
+    def write(self) -> None:
         """Draw two rows a picture: x_t above, predicted x0 below."""
         from ddim_edit.images import visible_scale, write_image
         from ddim_edit.sheets import sheet
@@ -167,4 +206,4 @@ class Watching:
         rows = [[pair[kind][row] for pair in self._tiles] for row in range(len(first)) for kind in (0, 1)]
         names = ["current x", "predicted x0"] * len(first)
         scale = visible_scale(first.shape[-1])
-        write_image(sheet(rows, row_titles=names, column_titles=self._titles, scale=scale), path)
+        write_image(sheet(rows, row_titles=names, column_titles=self._titles, scale=scale), self.path)

@@ -165,10 +165,14 @@ def finish(
     return PARTLY_FAILED if done or before else 1
 
 
-def picture_metadata(description: Mapping[str, object]) -> dict[str, str]:
-    """What goes into a PNG: one line for people and the JSON for programs; neither holds paths or times."""
+def picture_metadata(description: Mapping[str, object], **of_this: object) -> dict[str, str]:
+    """What goes into a PNG: one line for people and the JSON for programs; neither holds paths or times.
+
+    `of_this` are arguments as they were for this picture, out of many.
+    """
     arguments = description["arguments"]
     assert isinstance(arguments, dict)
+    arguments = arguments | of_this
     told_elsewhere = {"photos", "latents", "output", "model", "cache_dir"}
     hidden = told_elsewhere | {"overwrite", "progress", "as_json", "metadata", "resume"}
     # Not `in (None, False)`: a seed of 0 equals False, and is a setting.
@@ -176,6 +180,17 @@ def picture_metadata(description: Mapping[str, object]) -> dict[str, str]:
     public = {key: description[key] for key in ("command", "model", "timesteps", "versions")} | {"arguments": kept}
     line = f"ddim-edit {description['command']}, " + ", ".join(f"{key} {value}" for key, value in kept.items())
     return {"parameters": line, "ddim_edit": json.dumps(public, sort_keys=True, default=str)}
+
+
+def is_made(path: Path, text: Mapping[str, str]) -> bool:
+    """Whether this PNG is there, whole, and says the same of how it was made."""
+    from ddim_edit.errors import ImageError
+    from ddim_edit.images import read_metadata
+
+    try:
+        return read_metadata(path) == text
+    except ImageError:
+        return False
 
 
 def _plain(value: object) -> object:
