@@ -8,12 +8,14 @@ error.
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddim_edit.batch import Failure
@@ -137,13 +139,9 @@ def _npz_classes(path: Path, count: int) -> list[str] | None:
     with np.load(path, allow_pickle=False) as archive:
         if "labels" not in archive:
             return None
-        try:
-            labels = archive["labels"]
-        except ValueError as error:
-            raise ConfigError(
-                f"{path}: `labels` holds objects; store whole numbers, and their names as label_names"
-            ) from error
-        names = [str(name) for name in archive["label_names"]] if "label_names" in archive else None
+        labels = _plain(archive, "labels", path, "store whole numbers, and their names as label_names")
+        given = _plain(archive, "label_names", path, "store text") if "label_names" in archive else np.array([])
+        names = [str(name) for name in given.astype(np.str_)]
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ConfigError(
             f"{path}: `labels` is {labels.dtype} {labels.shape}; {count} photos need whole numbers ({count},)"
@@ -152,6 +150,13 @@ def _npz_classes(path: Path, count: int) -> list[str] | None:
     if labels.min() < 0 or labels.max() >= known:
         raise ConfigError(f"{path}: `labels` go from {labels.min()} to {labels.max()}; there are {known} label_names")
     return [names[label] if names else str(label) for label in labels]
+
+
+def _plain(archive: Mapping[str, NDArray[Any]], name: str, path: Path, remedy: str) -> NDArray[Any]:
+    try:
+        return archive[name]
+    except ValueError as error:
+        raise ConfigError(f"{path}: `{name}` holds objects; {remedy}") from error
 
 
 def _table_classes(table: Path, files: Sequence[str]) -> list[str]:

@@ -169,7 +169,7 @@ TABLE = {
     "cli.photos": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch"),
     "cli.decoding": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run", "click"),
     "cli.pictures": May(f"{NUMERICS} {VERBS} {USES} cli.method cli.options cli.run cli.values", "click", "torch numpy"),
-    "cli.evaluation": May(f"{NUMERICS} {VERBS} {USES} cli.options cli.run cli.values", "click"),
+    "cli.evaluation": May(f"{NUMERICS} {VERBS} {USES} training.data cli.options cli.run cli.values", "click"),
     "cli.training": May(
         "errors datasets training training.config training.loop cli.options cli.run cli.values", "click", "torch tqdm"
     ),

@@ -113,6 +113,10 @@ def test_an_archive_keeps_its_pixels_and_labels(tmp_path: Path):
     assert photos.classes == ("dog", "cat", "dog")
     with np.load(path) as archive:
         assert photos.pixels.permute(0, 2, 3, 1).numpy().tobytes() == archive["images"].tobytes()
+    names = np.array([b"cat", b"dog"])
+    assert read_photo_set(save_archive(tmp_path / "b.npz", labels=[0, 1, 0], label_names=names), SIZE).classes == (
+        ("cat", "dog", "cat")
+    )
     assert read_photo_set(save_archive(tmp_path / "q.npz", labels=np.array([2, 0, 2])), SIZE).classes == ("2", "0", "2")
     assert read_photo_set(save_archive(tmp_path / "r.npz"), SIZE, limit=2).classes is None
 
@@ -125,6 +129,10 @@ def test_an_archive_keeps_its_pixels_and_labels(tmp_path: Path):
         ({"labels": np.array([0, 1, 2]), "label_names": np.array(["a", "b"])}, "go from 0 to 2; there are 2"),
         ({"labels": np.array([0, -1, 2])}, "go from -1 to 2"),
         ({"labels": np.array([0, 1, "2"], dtype=object)}, "`labels` holds objects; store whole numbers"),
+        (
+            {"labels": np.array([0, 1, 0]), "label_names": np.array(["a", "b"], dtype=object)},
+            "`label_names` holds objects; store text",
+        ),
     ],
 )
 def test_labels_of_an_archive_that_do_not_fit(tmp_path: Path, arrays: dict[str, object], message: str):

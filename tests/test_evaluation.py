@@ -225,6 +225,12 @@ class TestCommand:
         assert outcome.code == 2
         assert "label 'bird' is unknown to this model; choose one of: cat, dog, none" in outcome.stderr
 
+    def test_photos_without_a_class_get_the_null_class_whatever_its_name(self, folder, tmp_path, capsys):
+        save_photo(folder / "loose.png", size=(SIDE, SIDE))
+        model = save_tiny_model(tmp_path / "model", labels={**LABELS, "names": ["cat", "dog", "nothing"]})
+        options = ("--draws", 2, "--timesteps", 5, "--labels", "true")
+        assert run_cli("evaluate-model", model, folder, *options, capsys=capsys).code == 0
+
     def test_labels_that_are_not_there(self, model, tmp_path, capsys):
         save_photo(tmp_path / "plain" / "a.png", size=(SIDE, SIDE))
         outcome = run_cli("evaluate-model", model, tmp_path / "plain", "--labels", "true", capsys=capsys)

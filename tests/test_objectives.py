@@ -178,7 +178,18 @@ class TestTargets:
     def test_weights_stay_finite_where_no_signal_is_left(self):
         schedule = NoiseSchedule(np.array([0.9, 0.5, 0.0]))
         weights = snr_weights(schedule, "v_prediction", most=np.inf, power=1.0)
-        assert weights == pytest.approx([0.9**0.5, 0.5**0.5, 0])
+        assert weights == pytest.approx([0.9**0.5, 0.5**0.5, 4e-5**0.5])
+
+    @pytest.mark.parametrize("least", [0.0, 0.02])
+    @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
+    def test_no_schedule_weighs_its_last_levels_more_than_a_linear_one(self, least: float, power: float):
+        def largest(schedule: NoiseSchedule) -> float:
+            return snr_weights(schedule, "epsilon", most=5, least=least, power=power).max()
+
+        cosine = NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"})
+        assert cosine.alpha_bar[-1] < 1e-8
+        assert largest(cosine) <= 1.02 * largest(SCHEDULE)
+        assert largest(NoiseSchedule(np.array([0.9, 0.5, 0.0]))) <= 1.02 * largest(SCHEDULE)
 
 
 class TestMoments:
@@ -248,6 +259,14 @@ class TestTimesteps:
         shares = torch.bincount(t, minlength=4) / len(t)
         assert torch.allclose(shares, losses / losses.sum(), atol=0.01)
         assert float((weights * losses[t]).mean()) == pytest.approx(float(losses.mean()), rel=0.01)
+
+    def test_losses_that_are_not_finite_teach_nothing(self):
+        sampler = LossSecondMoment(2)
+        for _ in range(HISTORY):
+            sampler.learn(torch.tensor([0, 1]), torch.tensor([1.0, 3.0]))
+        before = sampler.chances.clone()
+        sampler.learn(torch.tensor([0, 1]), torch.tensor([torch.nan, torch.inf]))
+        assert torch.equal(sampler.chances, before)
 
     def test_the_last_ten_losses_count_and_survive_a_restart(self):
         sampler, again = LossSecondMoment(2), LossSecondMoment(2)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from ddim_edit.cli.training import LOSSES, OPTIMIZERS, PRECISIONS, SAMPLERS, SCH
 from ddim_edit.cli.training import train as train_command
 from ddim_edit.datasets import PhotoSet, read_photo_set
 from ddim_edit.errors import ConfigError, MissingExtraError, NumericsError, OutputError
-from ddim_edit.models.base import Labels
+from ddim_edit.models.base import Labels, Model
 from ddim_edit.training import TrainConfig, Watchers, checkpoint, loop, train
 from ddim_edit.training import config as settings
 from ddim_edit.training.data import labels_of
@@ -389,6 +390,16 @@ class TestFineTuning:
         with pytest.raises(ConfigError, match="label 'bird' is unknown to this model"):
             train(birds, tmp_path / "other", config, device="cpu")
 
+    def test_classes_without_names_stay_so(self, photos: PhotoSet, tmp_path: Path):
+        """As plain diffusers folders have them."""
+        save_tiny_model(tmp_path / "model", labels=LABELS)
+        (tmp_path / "model" / "labels.json").unlink()
+        bigger = PhotoSet(photos.pixels.repeat_interleave(2, -1).repeat_interleave(2, -2), ("0", "1") * 5)
+        config = TrainConfig(init=str(tmp_path / "model"), steps=1, batch_size=2, class_cond=True)
+        tuned = train(bigger, tmp_path / "run", config, device="cpu")
+        assert tuned.labels == Labels(3)
+        assert "model.denoiser(0)" in (tmp_path / "run" / "README.md").read_text()
+
     def test_what_the_model_fixes_cannot_be_chosen(self, photos: PhotoSet, tmp_path: Path):
         save_tiny_model(tmp_path / "model")
         config = TrainConfig(init=str(tmp_path / "model"), steps=1, target="sample")
@@ -426,6 +437,7 @@ class TestRefusals:
             ({"loss": "vb", "high_noise": 1}, "high_noise weighs squared errors"),
             ({"high_noise": 2.1}, r"high_noise is 2.1; choose a number in \(0, 2\]"),
             ({"moments": 0}, "moments is 0; choose a number above 0"),
+            ({"precision": "fp16", "optimizer": "muon"}, "precision fp16 scales gradients for one optimizer"),
             ({"min_snr": 5, "snr_floor": 6}, "snr_floor 6 is above min_snr 5; choose it below"),
             ({"seed": 10**20}, "seed is 100000000000000000000; choose 0 or more, below"),
         ],
@@ -449,6 +461,8 @@ class TestRefusals:
         train(photos, tmp_path / "run", tiny(steps=1), device="cpu")
         with pytest.raises(ConfigError, match="the run began with target 'epsilon', not 'sample'"):
             train(photos, tmp_path / "run", tiny(target="sample"), resume=True, device="cpu")
+        with pytest.raises(ConfigError, match="the run began with channels_last False, not True"):
+            train(photos, tmp_path / "run", tiny(channels_last=True), resume=True, device="cpu")
         with pytest.raises(ConfigError, match="not the photos that the run began with"):
             train(photos.select(range(5)), tmp_path / "run", tiny(), resume=True, device="cpu")
         for _ in range(2):  # the second time there is nothing left to do
@@ -603,6 +617,22 @@ class TestCommand:
         assert [json.loads(line)["step"] for line in outcome.stdout.splitlines()] == [0, 2, 4]
         record = json.loads((tmp_path / "run" / "training.json").read_text())
         assert [Path(failure["source"]).name for failure in record["data"]["failures"]] == ["bad.jpg"]
+
+    def test_bad_photos_are_no_crash_to_a_launcher(self, folder: Path, tmp_path: Path, capsys, monkeypatch):
+        (folder / "dog" / "bad.jpg").write_text("no photo")
+        model = cpu(save_tiny_model(tmp_path / "model"))
+
+        def trained(photos: Path, output: Path, config: TrainConfig, **given: Any) -> Model:
+            given["watchers"].on_photos(read_photo_set(photos, (8, 8)))
+            return model
+
+        monkeypatch.setattr("ddim_edit.training.train", trained)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        for rank, said in (("0", True), ("1", False)):
+            monkeypatch.setenv("RANK", rank)
+            outcome = run_cli("train", folder, "-o", tmp_path / "run", *self.OPTIONS, capsys=capsys)
+            assert outcome.code == 0
+            assert ("bad.jpg" in outcome.stderr) == said
 
     def test_ctrl_c_saves_and_resume_goes_on(self, folder: Path, tmp_path: Path, capsys, monkeypatch):
         from ddim_edit.cli.training import Meter

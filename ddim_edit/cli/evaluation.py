@@ -94,11 +94,12 @@ def evaluate_model(  # noqa: PLR0913
 def _indices(model: "Model", photos: "PhotoSet") -> list[int]:
     """The photos' own labels, by the model's numbers."""
     from ddim_edit.errors import ConfigError
+    from ddim_edit.training.data import labels_of
 
     if photos.classes is None or model.labels is None:
         who = "the photos have" if photos.classes is None else f"{model.name} knows"
         raise ConfigError(f"--labels true, but {who} no classes; leave it out")
-    return [model.labels.index(name) for name in photos.classes]
+    return labels_of(photos, model.labels).tolist()
 
 
 def _row(result: "Evaluation", photos: "PhotoSet") -> dict[str, object]:

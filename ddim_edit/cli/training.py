@@ -81,7 +81,7 @@ objective = _options(
         "--high-noise",
         type=float,
         metavar="POWER",
-        help="Weigh it by signal^-POWER too, for the shapes of samples; say 1.",
+        help="Weigh the error of eps by signal^-POWER, for the shapes of samples; say 1. 2 is the loss of v.",
     ),
     click.option(
         "--moments",
@@ -106,7 +106,7 @@ optimization = _options(
     click.option("--clip-norm", type=float, default=1.0, show_default=True, help="Longest gradient."),
     click.option("--ema", type=float, default=0.999, show_default=True, help="Decay of the averaged weights."),
     click.option("--fit", type=click.Choice(options.FITS), default="crop", show_default=True, help="To a square."),
-    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror every second photo."),
+    click.option("--flip/--no-flip", default=True, show_default=True, help="Mirror photos, half of them by chance."),
     click.option("--seed", type=int, default=0, show_default=True),
 )
 machine = _options(
@@ -176,7 +176,7 @@ def train(  # noqa: PLR0913
 
     def on_photos(found: "PhotoSet") -> None:
         failures.extend(found.failures)
-        if failures:
+        if failures and _rank() == 0:
             names, total = first_names([failure.source for failure in failures]), len(found) + len(failures)
             click.echo(f"{len(failures)} of {total} photos cannot be read and are left out: {names}", err=True)
 
@@ -188,10 +188,16 @@ def train(  # noqa: PLR0913
     if stopped:
         click.echo(f"{output} is saved; the same command with --resume goes on", err=True)
         raise KeyboardInterrupt
-    if int(os.environ.get("RANK", 0)) > 0:  # of several processes, one writes and speaks
+    if _rank() > 0:  # of several processes, one writes and speaks
         return 0
     record.description = run.describe_run(ctx, model)
-    return run.finish(record, output, failures, done=1, running=options.Running(overwrite=True, progress=progress))
+    running = options.Running(overwrite=True, progress=progress)
+    code = run.finish(record, output, failures, done=1, running=running)
+    return code if int(os.environ.get("WORLD_SIZE", 1)) == 1 else 0  # to a launcher all but 0 is a crash
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))
 
 
 def _widths(channels: tuple[int, ...] | str | None) -> tuple[int, ...] | None:

@@ -65,7 +65,7 @@ def save_model(module: "UNet2DModel", origin: Origin, run: Path) -> None:
     _write_json(run / "scheduler" / "scheduler_config.json", origin.scheduler)
     index = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", "DDIMScheduler"]}
     _write_json(run / "model_index.json", {"_class_name": "DDIMPipeline", **index})
-    if origin.labels is not None:
+    if origin.labels is not None and origin.labels.names:
         _write_json(run / "labels.json", {"names": origin.labels.names, "null": origin.labels.null})
 
 
@@ -103,7 +103,7 @@ def write_record(origin: Origin, data: Mapping[str, object], last: Mapping[str, 
 def write_card(origin: Origin, data: Mapping[str, object], last: Mapping[str, object], run: Path) -> None:
     """Write `README.md`, the model card: what it is, what it was trained on, and the figures so far."""
     config = origin.config
-    classes = f", {origin.labels.count} classes (labels.json)" if origin.labels else ""
+    classes = f", {origin.labels.count} classes" if origin.labels else ""
     shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in last.items()}
     figures = "\n".join(f"| {name} | {value} |" for name, value in shown.items() if value != "")
     licence = config.licence.lower().replace(" ", "-")
@@ -144,7 +144,8 @@ def _example(origin: Origin) -> str:
     if origin.labels is None:
         return ""
     guidance = "" if origin.labels.null is None else ", guidance=2"
-    return f", denoiser=model.denoiser({origin.labels.names[0]!r}{guidance})"
+    label = origin.labels.names[0] if origin.labels.names else 0
+    return f", denoiser=model.denoiser({label!r}{guidance})"
 
 
 def _pipeline(origin: Origin) -> str:

@@ -39,6 +39,7 @@ FIXED = (
     "set_aside",
     "seed",
     "label_dropout",
+    "channels_last",  # the optimizer's memory has the layout of the weights
 )
 # Settings that weigh squared errors.
 WEIGHTS = ("min_snr", "snr_floor", "high_noise", "moments")
@@ -73,13 +74,14 @@ class TrainConfig:
         schedule_sampler: how timesteps are drawn: `uniform`, `stratified` or `loss-second-moment`.
         min_snr: gamma of the min-SNR weighting, or None for none.
         snr_floor: least weight of the error of x0, or None for none: learn colours at high noise; 0.02 is much.
-        high_noise: power of 1 / signal that weighs the error further, or None for none: the shapes of samples. The
-            error of eps falls about as the signal does, so with 1 every noise level counts alike; 2 is the loss of v.
+        high_noise: power of 1 / signal that weighs the error of eps further, or None for none: the shapes of samples.
+            That error falls about as the signal does, so with 1 every noise level counts alike; 2 is the loss of v,
+            which a network that predicts v has without it.
         moments: weight of the mean and the size of the noise, or None for none: colours and grain of samples; try 0.05.
         class_cond: learn the photos' classes; the last label is the null class, `none`.
         label_dropout: how often a photo is shown without its class.
         fit: how photos get the network's shape; see `images.read_image`.
-        flip: mirror every second photo.
+        flip: mirror photos, half of them by chance.
         init: a model to fine-tune: a folder, a hub id, or `small`.
         batch_size: photos at once, on each device.
         accumulate: batches per step of the optimizer.
@@ -242,6 +244,8 @@ def _check_pairs(config: TrainConfig) -> None:
     if weights and (config.loss not in ("mse", "hybrid") or config.target == "x_prev"):
         name = next(iter(weights))
         raise ConfigError(f"{name} weighs squared errors of epsilon, sample or v; leave it out with vb and x_prev")
+    if config.precision == "fp16" and config.optimizer == "muon":
+        raise ConfigError("precision fp16 scales gradients for one optimizer, and muon is two; choose bf16 or adamw")
     if {"min_snr", "snr_floor"} <= weights.keys() and weights["snr_floor"] > weights["min_snr"]:
         raise ConfigError(f"snr_floor {config.snr_floor:g} is above min_snr {config.min_snr:g}; choose it below")
     if config.init is None:

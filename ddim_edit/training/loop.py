@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -219,7 +219,10 @@ class Loop:
     def _report(self, factor: float) -> None:
         """Look at the averaged weights and write everything down; the state comes last and decides what counts."""
         began = self._now()
-        losses = torch.stack(self._losses).mean(0).tolist() if self._losses else None
+        losses: list[float] | None = None
+        if self._losses:  # of all processes together
+            mean = torch.stack(self._losses).mean(0)
+            losses = cast(Tensor, self.training.accelerator.reduce(mean, "mean")).tolist()
         module = self.training.average()
         weights = float(torch.stack([value.norm() for value in module.parameters()]).sum())
         self._check(weights + sum(losses or ()))

@@ -19,6 +19,7 @@ TARGETS = (*(str(kind) for kind in PredictionType), X_PREV)
 LOSSES = ("mse", "vb", "rescaled-vb", "hybrid")
 # Weight of the bound beside the squared error, lambda of arXiv 2102.09672 section 3.1, for the bound as a sum over T.
 HYBRID_WEIGHT = 1e-3
+LEAST_SIGNAL = 4e-5  # alpha_bar at the end of a linear schedule of 1000 steps
 
 
 class Noised(NamedTuple):
@@ -141,10 +142,12 @@ def snr_weights(schedule: NoiseSchedule, target: str, *, most: float, least: flo
     at high noise a wrong colour of the whole picture is a tiny error of eps, and without it hardly learned. `power`
     does the same for shapes: of eps at high noise a network gets nearly all right, so the plain loss comes from low
     noise, but an error of eps is one of x0 1 / signal times as large. 2 makes the loss of eps that of v, and 1, between
-    the two, has all levels count about alike, as the learned weights of EDM2 do (arXiv 2312.02696).
+    the two, has all levels count about alike, as the learned weights of EDM2 do (arXiv 2312.02696). Levels with less
+    signal than a linear schedule ever has are weighed as its last: a cosine schedule's last would outweigh all others.
     """
-    snr = np.exp(2 * schedule.half_log_snr)
-    clipped = np.clip(snr, least, most) / np.maximum(schedule.alpha_bar, np.finfo(float).tiny) ** (power / 2)
+    alpha_bar = np.maximum(schedule.alpha_bar, LEAST_SIGNAL)
+    snr = alpha_bar / np.maximum(1 - alpha_bar, np.finfo(float).tiny)
+    clipped = np.clip(snr, least, most) / alpha_bar ** (power / 2)
     if target == PredictionType.EPSILON:
         return clipped / snr
     return clipped / (snr + 1) if target == PredictionType.V else clipped

@@ -96,8 +96,9 @@ class LossSecondMoment(TimestepSampler):
         return t, (1 / (self.T * chances[t])).float()
 
     def learn(self, t: Tensor, losses: Tensor) -> None:
-        """Keep the last losses of each timestep."""
-        for timestep, loss in zip(t.tolist(), losses.tolist(), strict=True):
+        """Keep the last losses of each timestep; one that is not finite (fp16 meets some) says nothing of its own."""
+        finite = losses.isfinite()
+        for timestep, loss in zip(t[finite].tolist(), losses[finite].tolist(), strict=True):
             self.losses[timestep, self.counts[timestep] % HISTORY] = loss
             self.counts[timestep] += 1
 
