@@ -50,11 +50,14 @@ if TYPE_CHECKING:
     from ddim_edit.mixing import lol as lol
     from ddim_edit.models import load_model as load_model
     from ddim_edit.models.base import Codec as Codec
+    from ddim_edit.models.base import Labels as Labels
     from ddim_edit.models.base import Model as Model
     from ddim_edit.morphing import Morph as Morph
     from ddim_edit.morphing import morph as morph
     from ddim_edit.morphing import plan_morph as plan_morph
     from ddim_edit.motion import Motion as Motion
+    from ddim_edit.noise import GivenNoise as GivenNoise
+    from ddim_edit.noise import SeededNoise as SeededNoise
     from ddim_edit.noise import gaussian as gaussian
     from ddim_edit.ode import Step as Step
     from ddim_edit.ode import integrate as integrate
@@ -88,10 +91,10 @@ _HOMES = {
     "metrics": ("compare", "latent_health"),
     "mixing": ("analogy", "corner_grid", "karcher_mean", "lol"),
     "models": ("load_model",),
-    "models.base": ("Codec", "Model"),
+    "models.base": ("Codec", "Labels", "Model"),
     "morphing": ("Morph", "morph", "plan_morph"),
     "motion": ("Motion",),
-    "noise": ("gaussian",),
+    "noise": ("GivenNoise", "SeededNoise", "gaussian"),
     "ode": ("Step", "integrate", "walk"),
     "recipe": ("Recipe",),
     "schedule": ("Level", "NoiseSchedule"),

@@ -41,7 +41,7 @@ def decode(
         grid: another grid, number of steps (spread as theirs are) or respacing than they were encoded with.
         solver: another solver; a random one (eta > 0) needs `noise`, unless the latents carry their own.
         denoiser: another condition, guidance or clipping than they were encoded with.
-        noise: the step noise of a random solver, instead of the latents' own.
+        noise: the step noise of a random solver, instead of the latents' own: `SeededNoise` or `GivenNoise`.
         force: decode although the latents come from another model.
         on_step: called after every step; may replace the state.
 
@@ -98,14 +98,16 @@ def sample(
     Args:
         model: any model.
         start: one seed per picture, or x_T itself (B, C, h, w).
-        grid: the levels, a number of steps in the model's own spacing, or a respacing text.
+        grid: the levels, a number of steps in the model's own spacing, or a respacing text. Photos are encoded in
+            another spacing: x_T of theirs is for `decode`, which knows it (see `Latents.with_x`).
         solver: `Ddim(eta=1.0)` is DDPM-like; its step noise comes from the seeds, or from `noise`.
         denoiser: condition, guidance, clipping; see `Model.denoiser`.
-        noise: the step noise of a random solver, instead of the seeds'.
+        noise: the step noise of a random solver, instead of the seeds': `SeededNoise` or `GivenNoise`.
         on_step: called after every step; may replace the state.
 
     Returns:
-        (B, 3, H, W) float, around [-1, 1] and not clamped, on the CPU.
+        (B, 3, H, W) float, around [-1, 1] and not clamped, on the CPU. All B are shown to the network at once, unless
+        the model is `micro_batched`.
 
     Raises:
         ConfigError: settings that cannot work together; NumericsError: values that are not finite.
@@ -147,8 +149,7 @@ def seed_latents(
     Raises:
         ConfigError: no seeds, or a negative one.
     """
-    if not seeds:
-        raise ConfigError("no seeds; give one per picture")
+    seeds = [int(seed) for seed in seeds]
     recipe = Recipe(Grid.of(model.schedule, grid), solver, denoiser or model.denoiser())
     x, draw = gaussian(seeds, model.shape), SeededNoise(tuple(seeds))
     return Latents(

@@ -224,7 +224,8 @@ class MapX0:
         function: (B, C, h, w) -> (B, C, h, w).
         rederive_eps: make eps agree with the new x0 (diffusers' `use_clipped_model_output`; what OpenAI's code
             always does) instead of keeping the network's.
-        added_settings: recorded with latents; must name this wrapper for decode to make it again.
+        added_settings: recorded with latents; must name this wrapper for decode to make it again. `clip` and
+            `dynamic_threshold` name themselves.
     """
 
     inner: Denoiser
@@ -240,7 +241,11 @@ class MapX0:
     @property
     def settings(self) -> Mapping[str, object]:
         """The wrapped denoiser's, and what names this wrapper."""
-        return {**self.inner.settings, **(self.added_settings or {"map_x0": "custom"})}
+        if self.added_settings:
+            return {**self.inner.settings, **self.added_settings}
+        if isinstance(self.function, Clip | DynamicThreshold):
+            return {**self.inner.settings, **self.function.settings, "rederive_eps": self.rederive_eps}
+        return {**self.inner.settings, "map_x0": "custom"}
 
     def select(self, rows: Tensor) -> "MapX0":
         """The denoiser of these photos of the batch."""
@@ -255,14 +260,49 @@ class MapX0:
         return prediction._replace(x0=x0, eps=(x - level.signal * x0) / level.noise)
 
 
-def clip(limit: float = 1.0) -> Callable[[Tensor], Tensor]:
+@dataclass(frozen=True)
+class Clip:
+    """See `clip`."""
+
+    limit: float
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """As `Model.denoiser` takes them."""
+        return {"clip_x0": self.limit}
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Clamp."""
+        return x0.clamp(-self.limit, self.limit)
+
+
+@dataclass(frozen=True)
+class DynamicThreshold:
+    """See `dynamic_threshold`."""
+
+    ratio: float
+    maximum: float
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """As `Model.denoiser` takes them, if there is no maximum."""
+        return {"threshold": self.ratio} | ({} if math.isinf(self.maximum) else {"maximum": self.maximum})
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Clamp and scale back."""
+        limit = torch.quantile(x0.flatten(1).abs().float(), self.ratio, dim=1).clamp(1, self.maximum).to(x0)
+        limit = limit.view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-limit, limit) / limit
+
+
+def clip(limit: float = 1.0) -> Clip:
     """A function for `MapX0`: clamp x0 to [-limit, limit]."""
     if not limit > 0:
         raise ConfigError(f"clip limit {limit:g} must be above 0; pixels lie in [-1, 1]")
-    return lambda x0: x0.clamp(-limit, limit)
+    return Clip(limit)
 
 
-def dynamic_threshold(ratio: float = 0.995, maximum: float = math.inf) -> Callable[[Tensor], Tensor]:
+def dynamic_threshold(ratio: float = 0.995, maximum: float = math.inf) -> DynamicThreshold:
     """A function for `MapX0`: clamp each photo's x0 to its own quantile and scale back (arXiv 2205.11487, 2.3).
 
     Args:
@@ -273,10 +313,4 @@ def dynamic_threshold(ratio: float = 0.995, maximum: float = math.inf) -> Callab
         raise ConfigError(
             f"thresholding needs a ratio in (0, 1] and a maximum of 1 or more, not {ratio:g} and {maximum:g}"
         )
-
-    def threshold(x0: Tensor) -> Tensor:
-        limit = torch.quantile(x0.flatten(1).abs().float(), ratio, dim=1).clamp(1, maximum).to(x0)
-        limit = limit.view(-1, *[1] * (x0.ndim - 1))
-        return x0.clamp(-limit, limit) / limit
-
-    return threshold
+    return DynamicThreshold(ratio, maximum)

@@ -1,4 +1,7 @@
-"""Writing files so that a crash, a full disk or Ctrl-C never leaves half of one: temporary name, then rename."""
+"""Files: written so that a crash, a full disk or Ctrl-C never leaves half of one; listed as people count.
+
+A file is written under a temporary name, and then renamed.
+"""
 
 import errno
 import glob
@@ -8,7 +11,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ddim_edit.errors import OutputError
+from ddim_edit.errors import LatentsError, OutputError
 
 _STEM_BYTES = 180  # of a temporary name; 255 is what most file systems take, with the rest of it
 # Of system errors that name no file, those that writing meets; a lost connection, say, is not one of them.
@@ -125,3 +128,21 @@ def unique_names(names: Sequence[str]) -> list[str]:
         taken.setdefault(candidate.casefold(), 1)
         unique.append(candidate)
     return unique
+
+
+def find_latents(arguments: Sequence[Path]) -> list[Path]:
+    """List the latents files meant by files and folders; those of a folder as people count, `a2` before `a10`.
+
+    Raises:
+        LatentsError: a folder has none, or there is no such place.
+    """
+    if missing := [path for path in arguments if not path.exists()]:
+        raise LatentsError(f"{missing[0]} does not exist; give a .safetensors file that encode wrote")
+    return [file for path in arguments for file in (_in_folder(path) if path.is_dir() else [path])]
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    found = [file for file in folder.glob("*.safetensors") if not file.name.startswith(".")]
+    if not found:
+        raise LatentsError(f"{folder} has no .safetensors files; subfolders are not searched")
+    return sorted(found, key=as_counted)

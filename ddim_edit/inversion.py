@@ -15,7 +15,7 @@ from ddim_edit.metrics import advice as health_advice
 from ddim_edit.metrics import compare, latent_health
 from ddim_edit.models.base import Model
 from ddim_edit.ode import OnStep
-from ddim_edit.recipe import SPACING, STEPS, Recipe
+from ddim_edit.recipe import STEPS, Recipe, default_spacing
 from ddim_edit.schedule import NoiseSchedule
 from ddim_edit.solvers import Ddim, Solver
 from ddim_edit.task import Inverted, Restored, Task
@@ -25,8 +25,8 @@ GOOD_PSNR = 30.0  # dB; below it a difference is easily seen
 
 
 def default_grid(schedule: NoiseSchedule, steps: int = STEPS) -> Grid:
-    """Where photos are encoded unless told otherwise: quadratic spacing, whose steps are all about as hard to undo."""
-    return Grid.build(schedule, steps, SPACING)
+    """Where photos are encoded unless told otherwise; see `recipe.default_spacing`."""
+    return Grid.build(schedule, steps, default_spacing(schedule))
 
 
 def encode(  # noqa: PLR0913
@@ -49,8 +49,8 @@ def encode(  # noqa: PLR0913
     Args:
         model: any model.
         pixels: (B, 3, H, W) float32 or float64 in [-1, 1], at the model's size; see `images.read_image`.
-        grid: the levels, a number of steps in quadratic spacing, or a respacing text. `grid.until(t)` encodes part of
-            the way.
+        grid: the levels, a number of steps in `recipe.default_spacing`, or a respacing text. `grid.until(t)` encodes
+            part of the way. Steps too large to be undone are split: `latents.how["timesteps"]` has what was walked.
         solver: the decoder that is undone. Of a random one (eta > 0) the noise of every step is recorded.
         inverse: how: `Exact`, `Explicit` or `Refine` with a goal and a budget, or `Recorded` at eta > 0. None: the one
             that brings photos back for this solver, with every 8-bit value as its goal.
@@ -68,9 +68,8 @@ def encode(  # noqa: PLR0913
         InversionError: a random solver with an inverse that records no noise.
         NumericsError: values that are not finite.
     """
-    recipe = Recipe(
-        Grid.of(model.schedule, grid, SPACING), solver, denoiser or model.denoiser(), inverse or default_inverse(solver)
-    )
+    levels = Grid.of(model.schedule, grid, default_spacing(model.schedule))
+    recipe = Recipe(levels, solver, denoiser or model.denoiser(), inverse or default_inverse(solver))
     return round_trip(model, pixels, recipe, trajectory_every=trajectory_every, check=check, on_step=on_step)[0]
 
 
@@ -188,10 +187,14 @@ def _check_pixels(model: Model, pixels: object) -> None:
     height, width = model.image_size
     if not isinstance(pixels, Tensor):
         raise ConfigError(f"pixels are a {type(pixels).__name__}; give a tensor (images.to_tensor makes one)")
-    if pixels.ndim != 4 or pixels.shape[1:] != (3, height, width) or len(pixels) == 0:
+    if pixels.shape == (3, height, width):
+        raise ConfigError(f"pixels are {tuple(pixels.shape)}, one photo; give a batch, as photo[None]")
+    if pixels.ndim != 4 or pixels.shape[1:] != (3, height, width):
         raise ConfigError(
             f"pixels are {tuple(pixels.shape)}, but {model.name} takes (B, 3, {height}, {width}); resize them"
         )
+    if len(pixels) == 0:
+        raise ConfigError("there are no photos; give one or more")
     if pixels.dtype not in (torch.float32, torch.float64):
         raise ConfigError(f"pixels are {pixels.dtype}; give float32 or float64 in [-1, 1] (images.to_tensor converts)")
     if not torch.isfinite(pixels).all() or pixels.abs().max() > OVERSHOOT:

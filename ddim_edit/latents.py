@@ -17,13 +17,18 @@ import torch
 from torch import Tensor
 
 from ddim_edit.errors import LatentsError
-from ddim_edit.files import as_counted, atomic
+from ddim_edit.files import atomic
 from ddim_edit.metrics import LatentHealth, Quality
 from ddim_edit.schedule import Level
 
 FORMAT = 1
 KEY = "ddim_edit"
 NOISE_SNR = 0.1  # signal / noise below which x counts as Gaussian noise
+
+
+def is_noise(level: Level) -> bool:
+    """Whether x counts as Gaussian noise at this level."""
+    return level.signal <= NOISE_SNR * level.noise
 
 
 class Header(TypedDict):
@@ -153,7 +158,7 @@ class Latents:
     @property
     def whole(self) -> bool:
         """Whether x is noise all but for a trace of the photo, and was not encoded only part of the way."""
-        return self.level.signal <= NOISE_SNR * self.level.noise
+        return is_noise(self.level)
 
     @property
     def names(self) -> list[str]:
@@ -188,6 +193,25 @@ class Latents:
         """New latents between these: x, and memory and step noises (N, C, h, w) moved alike; nothing else is known."""
         noises = None if self.noises is None else torch.stack([move(step) for step in self.noises])
         return Latents(x, self.level, self.space, self.how, memory=tuple(map(move, self.memory)), noises=noises)
+
+    def with_x(self, x: Tensor, noises: Tensor | None = None) -> "Latents":
+        """Latents of your own making, which `decode` takes as it takes these: a mix of them, say, or a changed one.
+
+        Args:
+            x: (N, C, h, w) float32 or float64, noise at the level of these.
+            noises: (S, N, C, h, w), the step noise, where these carry some.
+
+        Raises:
+            LatentsError: x has another shape, or is only half of what these are: pairs, or x_T and step noise.
+        """
+        if x.shape[1:] != self.x.shape[1:]:
+            raise LatentsError(f"x is {tuple(x.shape)}; give (N, {', '.join(map(str, self.x.shape[1:]))})")
+        if self.memory:
+            raise LatentsError(f"these are pairs of solver {self.solver}, and x is half of one; encode with ddim")
+        shape = None if self.noises is None else (len(self.noises), *x.shape)
+        if shape != (None if noises is None else tuple(noises.shape)):
+            raise LatentsError(f"noises must be {shape} here, as these latents carry them; see `Latents.noises`")
+        return Latents(x.cpu(), self.level, self.space, self.how, noises=noises)
 
     @classmethod
     def join(cls, parts: Sequence["Latents"]) -> "Latents":
@@ -288,24 +312,6 @@ class Latents:
             )
         except (KeyError, TypeError, AttributeError, ValueError, LatentsError) as error:
             raise LatentsError(f"{path}: its record is incomplete ({error!r}); encode the photos again") from error
-
-
-def find_latents(arguments: Sequence[Path]) -> list[Path]:
-    """List the latents files meant by files and folders; those of a folder as people count, `a2` before `a10`.
-
-    Raises:
-        LatentsError: a folder has none, or there is no such place.
-    """
-    if missing := [path for path in arguments if not path.exists()]:
-        raise LatentsError(f"{missing[0]} does not exist; give a .safetensors file that encode wrote")
-    return [file for path in arguments for file in (_in_folder(path) if path.is_dir() else [path])]
-
-
-def _in_folder(folder: Path) -> list[Path]:
-    found = [file for file in folder.glob("*.safetensors") if not file.name.startswith(".")]
-    if not found:
-        raise LatentsError(f"{folder} has no .safetensors files; subfolders are not searched")
-    return sorted(found, key=as_counted)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Header]:

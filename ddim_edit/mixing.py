@@ -24,7 +24,8 @@ def lol(latents: Tensor, weights: Tensor) -> Tensor:
 
     sum_i w_i x_i / |w|_2: the closed form of "Linear combinations of Gaussian latents" (arXiv:2408.08558), zero mean.
     Weights may be negative and need not add up to 1; only their ratios count. Latents that are not independent (the
-    same one twice, say) come out longer than they are: for them use `karcher_mean`.
+    same one twice, say) come out longer than they are, or shorter where weights have both signs: for a mean of them
+    use `karcher_mean`.
 
     Args:
         latents: (N, C, h, w).
@@ -117,6 +118,9 @@ def corner_grid(corners: Tensor, rows: int, columns: int, how: GridHow = "slerp"
 
 def analogy(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """What is to c as a is to b: a - b + c, with the weights of `lol`, so that independent latents keep their law.
+
+    Where a resembles b, as photos of one thing do, it comes out shorter than Gaussian noise: look at its
+    `latent_health`, and lengthen it with `corrections.corrected`.
 
     Args:
         a: One latent (C, h, w).

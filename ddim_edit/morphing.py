@@ -34,6 +34,7 @@ from ddim_edit.pacing import (
     paced_positions,
 )
 from ddim_edit.perception import FeatureDistance
+from ddim_edit.solvers import Solver
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Morph:
         cost: network forwards that one picture takes.
         looked: how many pictures were decoded to make the plan.
         compared: network forwards that comparing them took; see `perception`.
+        solver: of decoding, where it is not that of the latents.
+        denoiser: likewise.
     """
 
     latents: Latents
@@ -61,6 +64,8 @@ class Morph:
     cost: int = 0
     looked: int = 0
     compared: int = 0
+    solver: Solver | None = None
+    denoiser: Denoiser | None = None
 
     @property
     def order(self) -> list[int]:
@@ -110,7 +115,10 @@ class Morph:
         wanted = self.order if rows is None else list(rows)
         for start in range(0, len(wanted), batch_size):
             u = self.positions[wanted[start : start + batch_size]]
-            pictures = decode(model, self.between(u), grid=self.grid, on_step=on_step)
+            latents = self.between(u)
+            pictures = decode(
+                model, latents, grid=self.grid, solver=self.solver, denoiser=self.denoiser, on_step=on_step
+            )
             yield from self._meeting(pictures, u)
 
     def _meeting(self, pictures: Tensor, u: Tensor) -> Tensor:
@@ -124,7 +132,7 @@ class Morph:
         return torch.where(t == 0, self.photos[key % len(self.photos)].to(pictures), pictures)
 
 
-def plan_morph(
+def plan_morph(  # noqa: PLR0913
     model: Model,
     latents: Latents,
     frames: int = 60,
@@ -132,6 +140,8 @@ def plan_morph(
     *,
     photos: Tensor | None = None,
     grid: Grid | int | str | None = None,
+    solver: Solver | None = None,
+    denoiser: Denoiser | None = None,
     batch_size: int = 8,
     on_step: OnStep | None = None,
 ) -> Morph:
@@ -145,6 +155,8 @@ def plan_morph(
         motion: how the clip moves.
         photos: (N, 3, H, W) in [-1, 1], for the endpoints `paste` and `exact`.
         grid: another grid or number of steps (spread as theirs are) than they were encoded with; fewer are faster.
+        solver: another solver, as of `decode`.
+        denoiser: another condition, guidance or clipping.
         batch_size: pictures decoded at once.
         on_step: called after every step of every batch.
 
@@ -156,9 +168,10 @@ def plan_morph(
         raise ConfigError(
             f"correct={motion.correct} is for single latents, and these are pairs; encode with another solver"
         )
-    recipe, _ = prepared(model, latents, grid=grid)
+    recipe, _ = prepared(model, latents, grid=grid, solver=solver, denoiser=denoiser)
     distance = distance_of(motion.pace, model, recipe.denoiser)
-    plan = Morph(with_health(latents), motion, torch.zeros(0), recipe.grid, cost=recipe.cost)
+    given = with_health(latents)
+    plan = Morph(given, motion, torch.zeros(0), recipe.grid, cost=recipe.cost, solver=solver, denoiser=denoiser)
     if motion.endpoints != "decoded":
         plan = _with_photos(plan, model, photos, batch_size, on_step)
     # A pasted photo pops out of the clip: pacing by it would slow the clip down around a jump that stays.
@@ -169,7 +182,7 @@ def plan_morph(
     return replace(plan, positions=positions, looked=plan.looked + scout.looked, compared=compared)
 
 
-def morph(
+def morph(  # noqa: PLR0913
     model: Model,
     latents: Latents,
     frames: int = 60,
@@ -177,6 +190,8 @@ def morph(
     *,
     photos: Tensor | None = None,
     grid: Grid | int | str | None = None,
+    solver: Solver | None = None,
+    denoiser: Denoiser | None = None,
     batch_size: int = 8,
     on_step: OnStep | None = None,
 ) -> Iterator[Tensor]:
@@ -184,7 +199,18 @@ def morph(
 
     Arguments and errors as `plan_morph`, which runs first.
     """
-    plan = plan_morph(model, latents, frames, motion, photos=photos, grid=grid, batch_size=batch_size, on_step=on_step)
+    plan = plan_morph(
+        model,
+        latents,
+        frames,
+        motion,
+        photos=photos,
+        grid=grid,
+        solver=solver,
+        denoiser=denoiser,
+        batch_size=batch_size,
+        on_step=on_step,
+    )
     yield from plan.frames(model, batch_size=batch_size, on_step=on_step)
 
 
@@ -209,7 +235,7 @@ def _positions(look: Look, distance: Distance | None, keys: int, frames: int, mo
     if distance is not None and motion.max_step is not None:
         return bisected(look, distance, parts, motion.max_step, closed=motion.closed)
     place = partial(
-        paced_positions, frames=motion.rows(frames), closed=motion.closed, over=motion.over, ease=motion.ease
+        paced_positions, frames=motion.rows(frames), closed=motion.closed, over=motion.over, ease=motion.curve
     )
     if distance is None:
         return place(even_pace(parts))

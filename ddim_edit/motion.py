@@ -27,7 +27,7 @@ class Motion:
         settle: passes over the frames themselves after that, each of which evens out what the one before left and
             decodes as many pictures as the clip has.
         over: see `pacing.paced_positions`.
-        ease: a curve between neighbouring keys, applied after pacing; see `pacing.EASES`.
+        ease: a curve between neighbouring keys, applied after pacing: a name in `pacing.EASES`, or one of your own.
         max_step: instead of a number of frames: as many as no step larger than this needs, in the unit of `pace`.
         endpoints: how keys meet their photos. `decoded`: as they decode. `paste`: the photo takes the place of its
             key's frame, and pops. `exact`: what decoded keys miss of their photos is added, fading from key to key.
@@ -43,7 +43,7 @@ class Motion:
     pilot: int = 17
     settle: int = 0
     over: Over = "global"
-    ease: Curve = EASES["linear"]
+    ease: Curve | str = "linear"
     max_step: float | None = None
     endpoints: Endpoints = "decoded"
     correct: Correction = "none"
@@ -54,6 +54,7 @@ class Motion:
             ("loop", self.loop, get_args(Loop)),
             ("pace", self.pace, (self.pace,) if callable(self.pace) else get_args(Metric)),
             ("over", self.over, get_args(Over)),
+            ("ease", self.ease, EASES if isinstance(self.ease, str) else (self.ease,)),
             ("endpoints", self.endpoints, get_args(Endpoints)),
             ("correct", self.correct, get_args(Correction)),
         ):
@@ -75,10 +76,15 @@ class Motion:
             raise ConfigError(f"max_step={bound:g} needs a distance to measure steps by; choose a pace")
         if self.endpoints == "paste":
             raise ConfigError(f"max_step={bound:g} cannot hold where pasted photos pop; choose endpoints exact")
-        plain = (("ease", self.ease, EASES["linear"]), ("over", self.over, "global"), ("settle", self.settle, 0))
+        plain = (("ease", self.curve, EASES["linear"]), ("over", self.over, "global"), ("settle", self.settle, 0))
         for name, value, only in plain:
             if value != only:
                 raise ConfigError(f"max_step={bound:g} says where frames lie, and {name} would too; give one of them")
+
+    @property
+    def curve(self) -> Curve:
+        """The curve that `ease` names or is."""
+        return EASES[self.ease] if isinstance(self.ease, str) else self.ease
 
     @property
     def closed(self) -> bool:
@@ -98,7 +104,7 @@ class Motion:
         if self.loop == "boomerang" and frames % 2:
             raise ConfigError(f"frames={frames} but a boomerang has an even number; choose {frames + 1}")
         paced_positions(
-            even_pace(segments(keys, closed=self.closed)), self.rows(frames), closed=self.closed, ease=self.ease
+            even_pace(segments(keys, closed=self.closed)), self.rows(frames), closed=self.closed, ease=self.curve
         )
 
     def met(self, keys: int) -> int:

@@ -1,5 +1,6 @@
 """How photos are encoded: grid, solver, denoiser and inverse, as objects and as the JSON that latents carry."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
@@ -10,16 +11,24 @@ from ddim_edit.denoiser import Denoiser
 from ddim_edit.errors import ConfigError, LatentsError
 from ddim_edit.grid import Grid
 from ddim_edit.inverse import Exact, Inverse
-from ddim_edit.latents import Latents
+from ddim_edit.latents import Latents, is_noise
 from ddim_edit.models.base import Model
-from ddim_edit.schedule import SPACINGS, Spacing
+from ddim_edit.schedule import SPACINGS, NoiseSchedule, Spacing
 from ddim_edit.solvers import SOLVERS, Solver
 
 T = TypeVar("T")
 
 # Of encoding, by default; benchmarks/inversion.py says why.
 STEPS = 20
-SPACING: Spacing = "quadratic"
+
+
+def default_spacing(schedule: NoiseSchedule) -> Spacing:
+    """Quadratic, whose steps are all about as hard to undo; to the last timestep where 0.8 T is not yet noise.
+
+    A linear schedule is noise there; photos show through a scaled linear or a cosine one.
+    """
+    top, last = schedule.level(math.floor(0.8 * (len(schedule) - 1))), schedule.level(len(schedule) - 1)
+    return "quadratic" if is_noise(top) or last.signal == 0 else "quadratic-full"
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ class Checkpoint:
         except (OSError, SafetensorError, LatentsError):
             return None
         photos, residuals = tensors.get("photos"), tensors.get("residuals")
-        counts = [int(facts.get(name, 0)) for name in _COUNTS]
-        return Morph(latents, motion, tensors["positions"], grid, photos, residuals, *counts)
+        cost, looked, compared = (int(facts.get(name, 0)) for name in _COUNTS)
+        return Morph(latents, motion, tensors["positions"], grid, photos, residuals, cost, looked, compared)
 
     def save(self, plan: Morph) -> None:
         """Keep a plan, in place of whatever another request left.

@@ -61,7 +61,8 @@ class NoiseSchedule:
     spacing: Spacing = "leading"
 
     def __post_init__(self) -> None:
-        a = self.alpha_bar
+        a = np.asarray(self.alpha_bar, dtype=np.float64)
+        object.__setattr__(self, "alpha_bar", a)
         if (
             a.ndim != 1
             or len(a) < 1

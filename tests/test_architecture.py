@@ -104,7 +104,7 @@ TABLE = {
     "motion": May("errors interpolation corrections pacing"),
     "morphing": May(
         "errors grid denoiser ode interpolation corrections pacing perception motion models.base latents recipe "
-        "decoding inversion",
+        "decoding inversion solvers",
         "torch",
     ),
     "perception": May("errors denoiser models.base", "torch"),

@@ -127,7 +127,7 @@ class TestRandomSteps:
         assert [Ddim(eta).deterministic for eta in (0.0, 0.5, 1.0)] == [True, False, False]
 
     def test_noise_must_be_given(self, mixture: Mixture, grid: Grid):
-        with pytest.raises(ConfigError, match=r"eta is 0\.5, so the steps need noise; give seeds or the noise"):
+        with pytest.raises(ConfigError, match=r"eta is 0\.5, so the steps need noise; give seeds, or noise="):
             sample(mixture, grid, Ddim(eta=0.5))
 
     def test_the_same_seeds_make_the_same_picture(self, mixture: Mixture, grid: Grid):

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import gaussian_noise, relative_rms, save_pipeline_folder, tiny_unet
@@ -280,6 +281,12 @@ class TestSeedLatents:
         assert de.decode(model, latents, grid=8, solver=de.Ddim()).isfinite().all()
         other = de.decode(model, latents, noise=SeededNoise((1,)))
         assert not other.equal(de.decode(model, latents))
+
+    def test_seeds_of_numpy_can_be_saved(self, tmp_path: Path):
+        model = mixture_model()
+        ours = de.seed_latents(model, np.arange(2), grid=5)  # pyright: ignore[reportArgumentType]
+        ours.save(tmp_path / "a.safetensors")
+        assert ours.x.equal(de.seed_latents(model, [0, 1], grid=5).x)
 
     def test_no_seeds(self):
         with pytest.raises(ConfigError, match="no seeds"):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from helpers import Constant, Mixture, Recording, gaussian_noise, relative_rms
+from model_helpers import mixture_model
 from torch import Tensor
 
 from ddim_edit.denoiser import (
@@ -176,7 +177,16 @@ class TestMapX0:
         wrapped = MapX0(inner, clip(), added_settings={"clip": 1.0})
         assert wrapped.cost == 2
         assert wrapped.settings == {"prompt": "a", "guidance": 3.0, "clip": 1.0}
-        assert MapX0(Constant(1.0), clip()).settings == {"map_x0": "custom"}
+        assert MapX0(Constant(1.0), torch.tanh).settings == {"map_x0": "custom"}
+
+    def test_clipping_says_what_it_is_as_the_model_makes_it(self):
+        model = mixture_model()
+        for made, named in ((clip(0.5), {"clip_x0": 0.5}), (dynamic_threshold(0.9), {"threshold": 0.9})):
+            settings = MapX0(model.denoiser(), made, rederive_eps=True).settings
+            assert settings == {**named, "rederive_eps": True}
+            assert model.denoiser(**settings).settings == settings  # pyright: ignore[reportArgumentType]
+        limited = MapX0(model.denoiser(), dynamic_threshold(0.9, 2.0)).settings
+        assert limited == {"threshold": 0.9, "maximum": 2.0, "rederive_eps": False}
 
 
 class TestFunctionsOfX0:

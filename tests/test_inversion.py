@@ -59,6 +59,20 @@ class TestRoundTrip:
         few, many = self.errors(unet, (20, 80), until=300)
         assert many < 0.4 * few
 
+    @pytest.mark.parametrize(
+        ("schedule", "spacing"),
+        [("linear", "quadratic"), ("scaled_linear", "quadratic-full"), ("squaredcos_cap_v2", "quadratic-full")],
+    )
+    def test_by_default_photos_become_noise_whatever_the_schedule(self, schedule: str, spacing: str):
+        betas = {"beta_start": 0.00085, "beta_end": 0.012} if schedule == "scaled_linear" else {}
+        model = mixture_model(schedule=de.NoiseSchedule.from_config({"beta_schedule": schedule, **betas}))
+        latents = de.encode(model, photos(2))
+        assert latents.how["spacing"] == spacing
+        assert latents.whole
+        for record in latents.photos:
+            assert record.quality is not None
+            assert record.quality.changed_8bit == 0
+
     def test_part_of_the_way_ends_where_the_grid_ends(self):
         model = mixture_model()
         grid = de.Grid.build(model.schedule, 100).until(405)
@@ -208,11 +222,19 @@ class TestSameNumbers:
 
 class TestRefused:
     @pytest.mark.parametrize(
-        "shape", [(3, SIZE, SIZE), (0, 3, SIZE, SIZE), (1, 1, SIZE, SIZE), (1, 3, SIZE, 8), (1, 4, SIZE, SIZE)]
+        ("shape", "message"),
+        [
+            *dict.fromkeys(
+                [(3, SIZE, 8), (1, 1, SIZE, SIZE), (1, 3, SIZE, 8), (1, 4, SIZE, SIZE)],
+                r"pixels are .*, but mixture takes \(B, 3, 12, 12\); resize them",
+            ).items(),
+            ((3, SIZE, SIZE), r"pixels are \(3, 12, 12\), one photo; give a batch, as photo\[None\]"),
+            ((0, 3, SIZE, SIZE), "there are no photos"),
+        ],
     )
-    def test_pixels_of_another_shape(self, shape: tuple[int, ...]):
+    def test_pixels_of_another_shape(self, shape: tuple[int, ...], message: str):
         model, calls = counted_model()
-        with pytest.raises(ConfigError, match=r"pixels are .*, but mixture takes \(B, 3, 12, 12\); resize them"):
+        with pytest.raises(ConfigError, match=message):
             encode(model, torch.zeros(shape), grid=5)
         assert calls == []
 

@@ -11,9 +11,11 @@ from model_helpers import mixture_model, photos
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ddim_edit.decoding import decode
 from ddim_edit.errors import LatentsError, OutputError
+from ddim_edit.files import find_latents
 from ddim_edit.inversion import encode
-from ddim_edit.latents import KEY, InversionReport, Latents, PhotoRecord, find_latents
+from ddim_edit.latents import KEY, InversionReport, Latents, PhotoRecord
 from ddim_edit.metrics import LatentHealth, Quality
 from ddim_edit.schedule import Level
 
@@ -300,6 +302,34 @@ def test_photos_without_a_name_take_that_of_their_file():
     assert two.named("cat").names == ["cat_00000", "cat_00001"]
     named = replace(two, photos=(PhotoRecord("a"), PhotoRecord()))
     assert named.named("cat").names == ["a", "cat_00001"]
+
+
+class TestLatentsOfYourOwn:
+    def test_decode_as_those_they_were_made_from(self):
+        model = mixture_model()
+        latents = encode(model, photos(2), grid=5)
+        swapped = latents.with_x(latents.x[[1, 0, 1]])
+        assert len(swapped) == 3
+        assert decode(model, swapped).equal(decode(model, latents)[[1, 0, 1]])
+        assert swapped.photos == (PhotoRecord(),) * 3
+
+    def test_carry_step_noise_where_the_others_did(self):
+        latents = replace(noisy(2), memory=())
+        assert latents.noises is not None
+        made = latents.with_x(latents.x[:1], latents.noises[:, :1])
+        assert made.noises is not None
+        assert made.noises.equal(latents.noises[:, :1])
+        for x, noises in ((latents.x, None), (latents.x[:1], latents.noises)):
+            with pytest.raises(LatentsError, match=r"noises must be \(4, "):
+                latents.with_x(x, noises)
+        with pytest.raises(LatentsError, match="noises must be None here"):
+            replace(latents, noises=None).with_x(latents.x, latents.noises)
+
+    def test_must_fit(self):
+        with pytest.raises(LatentsError, match=r"x is \(3, 2, 2\); give \(N, 3, 2, 2\)"):
+            hand_made().with_x(hand_made().x[0])
+        with pytest.raises(LatentsError, match=r"these are pairs of solver .*, and x is half of one"):
+            replace(hand_made(), memory=(hand_made().x,)).with_x(hand_made().x)
 
 
 class TestFindLatents:

@@ -237,3 +237,14 @@ def test_a_module_whose_answers_are_random_is_refused_until_it_is_in_eval_mode(l
     with pytest.raises(ConfigError, match=r"mine is in training mode, where its answers are random; call its eval\(\)"):
         de.Model.from_function(module, schedule, (3, 12, 12), name="mine")
     de.Model.from_function(module.eval(), schedule, (3, 12, 12), name="mine")
+
+
+def test_fp32_means_fp32(tmp_path, monkeypatch):
+    """TF32, which torch's convolutions use unless told not to, would cost three digits of every round trip."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    folder = save_pipeline_folder(tmp_path / "model")
+    load_model(folder, device="cpu", dtype="bf16")
+    assert torch.backends.cudnn.allow_tf32
+    load_model(folder, device="cpu")
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from ddim_edit.grid import Grid
 from ddim_edit.models.base import Labels, weights_hash
 
 X = gaussian_noise(0, 8, 3, 8, 8).float()
+SCHEDULE = de.NoiseSchedule.from_config({})
 
 
 @dataclass
@@ -61,6 +63,28 @@ class TestResized:
     ):
         with pytest.raises(ConfigError, match=f"size {size[0]} x {size[1]} .* multiples of 2; choose {near}"):
             plain.resized(*size)
+
+
+class TestFromFunction:
+    def test_labels_reach_the_function_one_for_each_picture(self):
+        seen: list[list[int]] = []
+
+        def network(x: Tensor, t: Tensor, label: Tensor) -> Tensor:
+            seen.append(label.tolist())
+            return x * label.view(-1, 1, 1, 1)
+
+        labels = de.Labels(3, ("cat", "dog", "none"), null=2)
+        model = de.Model.from_function(network, SCHEDULE, (3, 8, 8), labels=labels)
+        model.denoiser("dog", guidance=2)(torch.ones(2, 3, 8, 8), SCHEDULE.level(5))
+        assert seen == [[1, 1], [2, 2]]
+
+    def test_tensors_go_where_the_function_wants_them(self):
+        def made(**given: Any) -> torch.device:
+            return de.Model.from_function(lambda x, t: x, SCHEDULE, (3, 8, 8), **given).device
+
+        assert made() == made(device="cpu") == made(device=torch.device("cpu")) == torch.device("cpu")
+        with pytest.raises(ConfigError, match="device 'gpu' is not available here"):
+            made(device="gpu")
 
 
 class TestMicroBatched:

@@ -10,7 +10,7 @@ from model_helpers import SIZE, counted_model, cpu, mixture_model, photos
 from torch import Tensor
 
 import ddim_edit as de
-from ddim_edit.errors import ConfigError
+from ddim_edit.errors import ConfigError, LatentsError
 from ddim_edit.inversion import with_health
 from ddim_edit.models.base import Labels
 from ddim_edit.morphing import plan_morph
@@ -333,6 +333,20 @@ class TestMotion:
         with pytest.raises(ConfigError, match="is no curve between two keys"):
             Motion(ease=(0.5, -0.5, 0.5, 1.5)).check(2, 9)
 
+    def test_a_curve_may_be_named(self):
+        assert Motion(ease="ease-in").curve == EASES["ease-in"]
+        assert Motion(ease=(0.2, 0.0, 0.5, 1.0)).curve == (0.2, 0.0, 0.5, 1.0)
+
+    def test_a_denoiser_of_your_own_decodes_the_frames(self):
+        model = mixture_model()
+        darker = de.MapX0(model.denoiser(), lambda x0: x0 - 0.1)
+        latents = de.encode(model, photos(2), grid=10, denoiser=darker)
+        with pytest.raises(LatentsError, match="cannot be restored; give it explicitly"):
+            plan_morph(model, latents, 3, UNPACED)
+        frames = list(de.morph(model, latents, 3, UNPACED, denoiser=darker))
+        ends = de.decode(model, latents, denoiser=darker)
+        assert torch.allclose(torch.stack([frames[0], frames[-1]]), ends, atol=1e-6)
+
     def test_latents_that_are_odd_are_named(self):
         model = mixture_model()
         made = de.seed_latents(model, [0, 1], grid=50)
@@ -364,6 +378,7 @@ class TestMotion:
             ({"settle": 1, "max_step": 0.1}, "and settle would too; give one of them"),
             ({"endpoints": "paste", "max_step": 0.1}, "cannot hold where pasted photos pop"),
             ({"ease": EASES["ease-in"], "max_step": 0.1}, "and ease would too; give one of them"),
+            ({"ease": "bouncy"}, "ease='bouncy' is not known; choose linear, ease-in"),
             ({"over": "segment", "max_step": 0.1}, "and over would too; give one of them"),
         ],
     )

@@ -224,3 +224,9 @@ def test_tables_that_are_no_schedule_are_refused(alpha_bar: object):
 def test_a_clean_end_that_is_noisier_than_t_0_or_beyond_clean_is_refused(clean: float):
     with pytest.raises(ConfigError, match="clean_alpha_bar is"):
         NoiseSchedule.from_betas([0.1, 0.2], clean_alpha_bar=clean)
+
+
+def test_alpha_bar_may_be_any_row_of_numbers():
+    for row in ([0.9, 0.5, 0.1], torch.tensor([0.9, 0.5, 0.1], dtype=torch.float64)):
+        schedule = NoiseSchedule(row)  # pyright: ignore[reportArgumentType]
+        assert schedule.digest == NoiseSchedule(np.array([0.9, 0.5, 0.1])).digest

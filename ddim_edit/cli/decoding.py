@@ -111,7 +111,8 @@ def _loaded(arguments: "Sequence[Path]") -> "tuple[list[Latents], list[Failure]]
     """What the files hold, with a name for every photo, and why some cannot be read; at least one can."""
     from ddim_edit.batch import Failure
     from ddim_edit.errors import LatentsError
-    from ddim_edit.latents import Latents, find_latents
+    from ddim_edit.files import find_latents
+    from ddim_edit.latents import Latents
 
     loaded: list[Latents] = []
     failures: list[Failure] = []

@@ -59,7 +59,6 @@ class MotionChoice:
     def build(self, *, photos: bool) -> "Motion":
         """The motion asked for; photos are met exactly unless the user says otherwise."""
         from ddim_edit.motion import Motion
-        from ddim_edit.pacing import EASES as CURVES
 
         if self.endpoints in ("paste", "exact") and not photos:
             raise click.UsageError(f"--endpoints {self.endpoints} needs the photos themselves; give them, or decoded.")
@@ -68,7 +67,7 @@ class MotionChoice:
             "loop": "closed" if self.loop else "boomerang" if self.boomerang else "none",
             "pace": self.pace,
             "over": self.pace_over,
-            "ease": CURVES[self.ease] if isinstance(self.ease, str) else tuple(self.ease),
+            "ease": self.ease if isinstance(self.ease, str) else tuple(self.ease),
             "endpoints": self.endpoints or ("exact" if photos else "decoded"),
             "correct": self.correct,
         }

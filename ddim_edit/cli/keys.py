@@ -54,7 +54,8 @@ class Asked:
         return Keys(self, photos=self.source.find())
 
     def _given(self) -> "Keys":
-        from ddim_edit.latents import Latents, find_latents
+        from ddim_edit.files import find_latents
+        from ddim_edit.latents import Latents
 
         if self.source.chosen:
             raise click.UsageError("--limit and --fit are for photos, and these are latents; leave them out.")

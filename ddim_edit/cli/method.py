@@ -59,12 +59,13 @@ class Method:
         Where nobody says otherwise, what solves nothing walks the model's own grid: the classical inverse, and that of
         eta > 0. All others walk a quadratic one.
         """
-        from ddim_edit.recipe import SPACING
+        from ddim_edit.recipe import default_spacing
 
         if randomness.eta and self != Method(inverse=self.inverse):
             raise click.UsageError("--eta above 0 is of DDIM, which records its noise; leave --solver and goals out.")
         plain = self.solver == "ddim" and (self.inverse == "explicit" or bool(randomness.eta))
-        levels = grid.build(model.schedule) if plain else grid.build(model.schedule, options.ENCODE_STEPS, SPACING)
+        schedule, steps = model.schedule, options.ENCODE_STEPS
+        levels = grid.build(schedule) if plain else grid.build(schedule, steps, default_spacing(schedule))
         levels = levels if until is None else levels.until(until)
         return self.on(levels, model, condition, randomness.solver() if randomness.eta else None)
 

@@ -41,13 +41,8 @@ class ModelChoice:
 
     def load(self) -> "Model":
         """Load it, and say once what of its settings is not applied."""
-        import torch
-
         from ddim_edit.models import load_model
 
-        if self.dtype == "fp32":  # fp32 means fp32: TF32 would cost three digits of every round trip
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.backends.cudnn.allow_tf32 = False
         model = load_model(
             self.model,
             device=self.device,

@@ -158,34 +158,39 @@ class Model:
     @classmethod
     def from_function(
         cls,
-        function: Callable[[Tensor, Tensor], Tensor],
+        function: Callable[..., Tensor],
         schedule: NoiseSchedule,
         shape: tuple[int, int, int],
         *,
         prediction: str = "epsilon",
         name: str = "custom",
+        device: torch.device | str | None = None,
+        labels: Labels | None = None,
     ) -> "Model":
         """Make a model of any function, a plain `torch.nn.Module` included.
 
         Args:
-            function: (x (B, C, H, W), t (B,) float) -> (B, C, H, W), or (B, 2 C, H, W) with a learned sigma.
+            function: (x (B, C, H, W), t (B,) float) -> (B, C, H, W), or (B, 2 C, H, W) with a learned sigma. Where
+                there are `labels`, it gets them as well: (x, t, label (B,) int64).
             schedule: the noise schedule that it was trained with.
             shape: (C, H, W); C must be 3 to read and write photos.
             prediction: `epsilon`, `sample` (x0) or `v_prediction`.
             name: recorded with latents in place of a hash of weights, so give each network its own.
+            device: where the function wants its tensors. None: where a module is, and the CPU for all else.
+            labels: the classes that it knows.
 
         Raises:
             ConfigError: a module that drops values at random, because it is in training mode.
             ModelError: from the model, where the function gives no tensor, or one of another shape.
         """
-        device = torch.device("cpu")
+        place = choose_device(str(device or "cpu"))
         if isinstance(function, nn.Module):
-            device = next((value.device for value in function.parameters()), device)
+            place = next((value.device for value in function.parameters()), place) if device is None else place
             if any(part.training and isinstance(part, _TRAINED_OTHERWISE) for part in function.modules()):
                 raise ConfigError(f"{name} is in training mode, where its answers are random; call its eval() first")
 
         def network(x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-            out: object = function(x, t)
+            out: object = function(x, t, *(() if condition is None else (condition.tensors["label"].expand(len(x)),)))
             if not isinstance(out, Tensor):
                 kind = type(out).__name__
                 raise ModelError(f"{name} gives a {kind}, and no tensor; wrap it, as in lambda x, t: net(x, t).sample")
@@ -197,8 +202,9 @@ class Model:
             PredictionType.parse(prediction),
             shape,
             name=name,
+            labels=labels,
             fingerprint=f"function:{name}",
-            device=device,
+            device=place,
         )
 
     @property
@@ -288,9 +294,9 @@ class Model:
                     f"guidance {guidance:g} needs a label, and a model with a null class; set guidance to 1"
                 )
             denoise = Guided(denoise, NetworkDenoiser(self.network, self.prediction, self.condition()), guidance)
-        for key, value, make in (("clip_x0", clip_x0, clip), ("threshold", threshold, dynamic_threshold)):
+        for value, make in ((clip_x0, clip), (threshold, dynamic_threshold)):
             if value is not None:
-                denoise = MapX0(denoise, make(value), rederive_eps, {key: value, "rederive_eps": rederive_eps})
+                denoise = MapX0(denoise, make(value), rederive_eps)
         return denoise
 
 

@@ -52,7 +52,7 @@ class Ddim(Solver):
         if scale == 0:
             return state.moved(prediction.at(there), denoise.cost), prediction
         if state.noise is None:
-            raise ConfigError(f"eta is {self.eta:g}, so the steps need noise; give seeds or the noise itself")
+            raise ConfigError(f"eta is {self.eta:g}, so the steps need noise; give seeds, or noise=SeededNoise(seeds)")
         sigma = self.eta * posterior_std(here, there)
         direction = there._replace(noise=math.sqrt(there.noise**2 - sigma**2))
         x = prediction.at(direction) + scale * state.noise(i, state.x)
