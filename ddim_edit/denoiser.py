@@ -77,6 +77,15 @@ class Condition:
     tensors: Mapping[str, Tensor]
     description: Mapping[str, object] = field(default_factory=dict[str, object])
 
+    def check(self, pictures: int) -> None:
+        """Refuse a batch of another size than the condition is for.
+
+        Raises:
+            ConfigError: it is neither shared nor one for each picture.
+        """
+        if odd := [len(value) for value in self.tensors.values() if len(value) not in (1, pictures)]:
+            raise ConfigError(f"{odd[0]} labels for {pictures} pictures; give one for all, or one for each")
+
     def select(self, rows: Tensor) -> "Condition":
         """The condition of these photos of the batch."""
         tensors = {name: value if len(value) == 1 else value[rows] for name, value in self.tensors.items()}
@@ -125,8 +134,11 @@ class NetworkDenoiser:
         """Predict x0 and eps from x (B, C, h, w).
 
         Raises:
-            ConfigError: an epsilon network at a level without signal, where x0 does not follow from eps.
+            ConfigError: an epsilon network at a level without signal, where x0 does not follow from eps; a condition
+                for another number of pictures.
         """
+        if self.condition:
+            self.condition.check(len(x))
         if self.prediction is PredictionType.EPSILON and level.signal == 0:
             raise ConfigError(
                 f"an epsilon model cannot start at t = {level.t:g}, where no signal is left; use a v or sample model"

@@ -9,8 +9,8 @@ from model_helpers import cpu, mixture_model, photos
 from torch import Tensor
 
 import ddim_edit as de
-from ddim_edit.denoiser import Condition, Guided, Network
-from ddim_edit.errors import ConfigError
+from ddim_edit.denoiser import Condition, Guided, Network, select_rows
+from ddim_edit.errors import ConfigError, LatentsError
 from ddim_edit.grid import Grid
 from ddim_edit.models.base import Labels, weights_hash
 
@@ -133,6 +133,23 @@ class TestCondition:
         assert condition is not None
         assert condition.tensors["label"].tolist() == [3]
         assert condition.description == {}
+
+    def test_every_picture_may_have_its_own(self, labelled: de.Model):
+        level = labelled.schedule.level(300)
+        both = labelled.denoiser(["dog", 2], guidance=2.0)
+        apart = [labelled.denoiser(label, guidance=2.0)(X[k : k + 1], level).eps for k, label in enumerate(("dog", 2))]
+        assert relative_rms(both(X[:2], level).eps, torch.cat(apart)) < 1e-5
+        swapped = select_rows(both, torch.tensor([1, 0]))(X[:2].flip(0), level).eps
+        assert relative_rms(swapped.flip(0), torch.cat(apart)) < 1e-5
+        with pytest.raises(ConfigError, match="2 labels for 3 pictures; give one for all, or one for each"):
+            both(X[:3], level)
+
+    def test_labels_of_their_own_are_given_again_to_decode(self, labelled: de.Model):
+        own = labelled.denoiser(["dog", 2])
+        latents = de.seed_latents(labelled, [0, 1], grid=3, denoiser=own)
+        assert de.decode(labelled, latents, denoiser=own).equal(de.sample(labelled, [0, 1], grid=3, denoiser=own))
+        with pytest.raises(LatentsError, match=r"denoiser .*labels.* cannot be restored; give it explicitly"):
+            de.decode(labelled, latents)
 
     def test_unconditional_models_take_no_label(self, plain: de.Model):
         assert plain.condition() is None

@@ -243,8 +243,8 @@ class Model:
             raise ConfigError(f"micro-batch {rows} is not a number of photos; choose 4 or more")
         return replace(self, network=MicroBatched(self.network, rows))
 
-    def condition(self, label: int | str | None = None) -> Condition | None:
-        """The condition for a label, or for no label.
+    def condition(self, label: int | str | Sequence[int | str] | None = None) -> Condition | None:
+        """The condition for a label, for one label for each picture of a batch, or for no label.
 
         Raises:
             ConfigError: a label for an unconditional model, an unknown one, or none where the network needs one.
@@ -259,13 +259,19 @@ class Model:
             raise ConfigError(
                 f"{self.name} needs a label and has none for 'no label'; give --label 0 to {self.labels.count - 1}"
             )
-        index = self.labels.null if label is None else self.labels.index(label)
-        given: dict[str, object] = {} if label is None else {"label": index}
-        return Condition({"label": torch.tensor([index], device=self.device)}, given)
+        if label is None:
+            indices, given = [self.labels.null], {}
+        elif isinstance(label, Sequence) and not isinstance(label, str):
+            indices = [self.labels.index(one) for one in label]
+            given = {"labels": indices}  # not "label": it would not follow a selection of the latents
+        else:
+            indices = [self.labels.index(label)]
+            given = {"label": indices[0]}
+        return Condition({"label": torch.tensor(indices, device=self.device)}, given)
 
     def denoiser(
         self,
-        label: int | str | None = None,
+        label: int | str | Sequence[int | str] | None = None,
         *,
         guidance: float = 1.0,
         clip_x0: float | None = None,
@@ -275,7 +281,8 @@ class Model:
         """The network as a denoiser, with what the user asked for wrapped around it.
 
         Args:
-            label: a class by number or name; None for the model's null class or an unconditional model.
+            label: a class by number or name, or a list of them, one for each picture of the batch (latents made with
+                a list are decoded by giving it again). None: the model's null class, or an unconditional model.
             guidance: scale of classifier-free guidance; 1 is none.
             clip_x0: clamp every predicted photo to [-clip_x0, clip_x0]. Clipping cannot be inverted.
             threshold: dynamic thresholding of predicted photos at this quantile, in (0, 1].
