@@ -70,6 +70,8 @@ def prepared(
 
     Arguments and errors are those of `decode`.
     """
+    if not len(latents):
+        raise LatentsError("there are no latents; give one or more")
     if not force:
         latents.require_same(model.space, of=f"model {model.name}")
     recipe = Recipe.of(latents, model, grid=grid, solver=solver, denoiser=denoiser)
@@ -177,8 +179,10 @@ def require_repeatable(model: Model, solver: Solver) -> None:
     """Refuse, before any work, a bit-exact solver with a network whose last bits depend on the batch.
 
     Raises:
-        ConfigError: the lattice without micro-batches.
+        ConfigError: the lattice without micro-batches, or on a device without float64.
     """
+    if isinstance(solver, Lattice) and model.device.type == "mps":
+        raise ConfigError("solver lattice needs float64, which mps lacks; use device cpu, or another solver")
     if isinstance(solver, Lattice) and not isinstance(model.network, MicroBatched):
         raise ConfigError("solver lattice needs a network that sees batches of one size; use model.micro_batched(4)")
 

@@ -220,8 +220,10 @@ class Latents:
         A trajectory is kept where all parts have one of the same timesteps.
 
         Raises:
-            LatentsError: they differ in space, level or in how they were encoded; the message names the fields.
+            LatentsError: none, or they differ in space, level or how they were encoded; the message names the fields.
         """
+        if not parts:
+            raise LatentsError("there are no latents; give one or more")
         first = parts[0]
         for part in parts[1:]:
             part.require_same(first.space, of="the other latents")

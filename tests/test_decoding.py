@@ -10,10 +10,12 @@ from model_helpers import encode_explicitly as encode
 from torch import Tensor
 
 import ddim_edit as de
+from ddim_edit.decoding import require_repeatable
 from ddim_edit.errors import ConfigError, LatentsError, NumericsError
 from ddim_edit.noise import GivenNoise, SeededNoise
 from ddim_edit.recipe import Recipe
 from ddim_edit.schedule import Spacing
+from ddim_edit.solvers import SOLVERS
 
 ZERO_SNR = de.NoiseSchedule.from_config({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"})
 
@@ -260,6 +262,12 @@ class TestSample:
         model = mixture_model()
         few, many, other = (de.sample(model, [seed], grid=steps) for seed, steps in ((0, 20), (0, 200), (1, 200)))
         assert relative_rms(few, many) < 0.5 * relative_rms(other, many)
+
+
+def test_the_lattice_needs_float64():
+    model = replace(mixture_model().micro_batched(4), device=torch.device("mps"))
+    with pytest.raises(ConfigError, match="solver lattice needs float64, which mps lacks"):
+        require_repeatable(model, SOLVERS["lattice"]())
 
 
 class TestSeedLatents:

@@ -304,6 +304,14 @@ def test_photos_without_a_name_take_that_of_their_file():
     assert named.named("cat").names == ["a", "cat_00001"]
 
 
+def test_no_latents_are_told():
+    model = mixture_model()
+    none = encode(model, photos(1), grid=5).select([])
+    for use in (lambda: Latents.join([]), lambda: decode(model, none)):
+        with pytest.raises(LatentsError, match="there are no latents; give one or more"):
+            use()
+
+
 class TestLatentsOfYourOwn:
     def test_decode_as_those_they_were_made_from(self):
         model = mixture_model()
