@@ -22,8 +22,9 @@ from ddim_edit.solvers import Ddim, Implicit, Recorder, Solver, State
 from ddim_edit.task import EIGHT_BIT, Goal, Inverted, Restored, Task, Walk
 
 ATTEMPTS = 8  # at most, for the photos that have not come back yet
-PROGRESS = 0.9  # share of a photo's least error that another attempt must stay below to be followed by one more
-STEPWISE = 6.0  # residual of one step over the goal's RMS, times the root of the number of steps
+PROGRESS = 0.9  # share of a photo's least error below which an attempt counts as progress
+PATIENCE = 2  # attempts in a row without progress after which a photo is given up
+STEPWISE = 4.0  # residual of one step over the goal's RMS, times the root of the number of steps
 
 
 class Inverse(ABC):
@@ -254,6 +255,7 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
     batch = len(task.x0)
     best = torch.full((batch,), math.inf, dtype=torch.float64)
     spent = torch.zeros(batch, dtype=torch.int64)
+    idle = torch.zeros(batch, dtype=torch.int64)
     reached = torch.zeros(batch, dtype=torch.bool)
     kept: dict[int, tuple[Walk, Restored]] = {}
     rows = torch.arange(batch)
@@ -263,7 +265,8 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
         restored = task.to_pixels(back.x)
         rms, good = goal.measured(task.pixels[rows], restored)
         cost = found.state.evaluations + back.evaluations
-        better, promising = good | (rms < best[rows]), rms < PROGRESS * best[rows]
+        better = good | (rms < best[rows])
+        idle[rows] = torch.where(rms < PROGRESS * best[rows], 0, idle[rows] + 1)
         for k in torch.nonzero(better).flatten().tolist():
             one = [(t, x[k : k + 1]) for t, x in found.path]
             shown = Restored(restored[k : k + 1], back.evaluations[k : k + 1])
@@ -273,7 +276,7 @@ def _until_reached(task: Task, goal: Goal, attempts: _Attempts, budget: int | No
         reached[rows] = good
         attempts.learn(rows, back.x, rms)
         affordable = torch.ones_like(good) if budget is None else spent[rows] + cost <= budget
-        rows = rows[~good & promising & affordable]
+        rows = rows[~good & (idle[rows] < PATIENCE) & affordable]
         if not len(rows):
             break
     walks, pictures = zip(*(kept[row] for row in range(batch)), strict=True)

@@ -190,7 +190,8 @@ class Model:
                 raise ConfigError(f"{name} is in training mode, where its answers are random; call its eval() first")
 
         def network(x: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-            out: object = function(x, t, *(() if condition is None else (condition.tensors["label"].expand(len(x)),)))
+            known = condition if labels else None
+            out: object = function(x, t, *([known.tensors["label"].expand(len(x))] if known else []))
             if not isinstance(out, Tensor):
                 kind = type(out).__name__
                 raise ModelError(f"{name} gives a {kind}, and no tensor; wrap it, as in lambda x, t: net(x, t).sample")
