@@ -10,6 +10,7 @@ from helpers import relative_rms
 from model_helpers import bundled_model, counted_model, mixture_model, photos
 from torch import Tensor
 
+from ddim_edit import inverse as inverses
 from ddim_edit.decoding import decode
 from ddim_edit.denoiser import Denoiser
 from ddim_edit.errors import ConfigError, InversionError
@@ -114,6 +115,23 @@ class TestGoals:
         for decibels in (0, -3):
             with pytest.raises(ConfigError, match="is no RMS error"):
                 Goal.of_psnr(decibels)
+
+
+@pytest.mark.parametrize(("patience", "reached"), [(1, False), (2, True)])
+def test_a_photo_is_given_up_after_two_attempts_without_progress(monkeypatch, patience: int, reached: bool):
+    learn, attempts = inverses._Tightening.learn, []
+
+    def learning_late(self, rows: Tensor, decoded: Tensor, rms: Tensor) -> None:
+        attempts.append(rows)
+        if len(attempts) > 1:  # so that the second attempt is the first again
+            learn(self, rows, decoded, rms)
+
+    monkeypatch.setattr(inverses._Tightening, "learn", learning_late)
+    monkeypatch.setattr(inverses, "STEPWISE", 1e3)
+    monkeypatch.setattr(inverses, "PATIENCE", patience)
+    report = encode(mixture_model(), photos(1), grid=10).photos[0].inversion
+    assert report is not None
+    assert report.reached is reached
 
 
 class TestBudgets:
