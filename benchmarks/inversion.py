@@ -103,7 +103,7 @@ def draw(settings: dict[str, list[dict]], path: Path) -> None:
     """Error against evaluations, both log; the colour says how far x_T is from Gaussian."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.6, 5.4), dpi=130, layout="constrained")
+    figure = Figure(figsize=(10, 6), dpi=130, layout="constrained")
     axis = figure.subplots()
     kurtosis = [mean(rows, "latent", "excess_kurtosis") for rows in settings.values()]
     shapes = {"explicit": "s", "long": "s", "budget": "o", "goal": "*", "solvers": "^", "pairs": "D"}
@@ -115,7 +115,7 @@ def draw(settings: dict[str, list[dict]], path: Path) -> None:
         )
         # Neighbours put their names to either side.
         to_the_left = "target" in setting or "default" in setting
-        offset = (-7, -3) if to_the_left else (6, -12 if "quadratic" in setting else 3)
+        offset = (-7, -3) if to_the_left else (6, -9 if "quadratic" in setting else 1)
         side = "right" if to_the_left else "left"
         axis.annotate(setting, (x, y), xytext=offset, ha=side, textcoords="offset points", fontsize=7)
     axis.margins(x=0.45)  # room for the names
