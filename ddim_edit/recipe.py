@@ -1,6 +1,5 @@
 """How photos are encoded: grid, solver, denoiser and inverse, as objects and as the JSON that latents carry."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
@@ -23,11 +22,11 @@ STEPS = 20
 
 
 def default_spacing(schedule: NoiseSchedule) -> Spacing:
-    """Quadratic, whose steps are all about as hard to undo; to the last timestep where 0.8 T is not yet noise.
+    """Quadratic, whose steps are all about as hard to undo; to the last timestep where its top is not yet noise.
 
     A linear schedule is noise there; photos show through a scaled linear or a cosine one.
     """
-    top, last = schedule.level(math.floor(0.8 * (len(schedule) - 1))), schedule.level(len(schedule) - 1)
+    top, last = Grid.build(schedule, min(2, len(schedule)), "quadratic")[-1], schedule.level(len(schedule) - 1)
     return "quadratic" if is_noise(top) or last.signal == 0 else "quadratic-full"
 
 

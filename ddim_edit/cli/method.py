@@ -57,7 +57,7 @@ class Method:
         """Everything that an encoding depends on besides model and photo.
 
         Where nobody says otherwise, what solves nothing walks the model's own grid: the classical inverse, and that of
-        eta > 0. All others walk a quadratic one.
+        eta > 0. All others walk one of `recipe.default_spacing`.
         """
         from ddim_edit.recipe import default_spacing
 

@@ -141,7 +141,7 @@ grid_options = packed(
         "--timestep-spacing",
         "--spacing",
         type=click.Choice(SPACINGS),
-        help="[default: the model's; quadratic to encode exactly]",
+        help="[default: the model's; a quadratic one to encode exactly]",
     ),
     click.option("--timestep-respacing", help="As in improved-diffusion: ddim50, or 10,15,20 for three sections."),
     click.option(

@@ -185,7 +185,8 @@ class Model:
         """
         place = choose_device(str(device or "cpu"))
         if isinstance(function, nn.Module):
-            place = next((value.device for value in function.parameters()), place) if device is None else place
+            if device is None:
+                place = next((value.device for value in function.parameters()), place)
             if any(part.training and isinstance(part, _TRAINED_OTHERWISE) for part in function.modules()):
                 raise ConfigError(f"{name} is in training mode, where its answers are random; call its eval() first")
 
